@@ -1,0 +1,1 @@
+"""Windows, strips and ground areas: where pixels are, never what they hold."""
