@@ -45,8 +45,8 @@ class GroundAreas:
 def ground_areas(window: Window, transform: Affine, crs: CRS) -> GroundAreas:
     """The ground areas of a window's pixels, within 0.1 % of the geodesic area.
 
-    `transform` takes (col, row) of the scene to `crs`. Raises ValueError where pixels have no place on the ground
-    (corners that do not transform to longitude and latitude).
+    `transform` takes (col, row) of the scene to `crs`. Pixels with a corner that has no place on the ground (beyond the
+    disc of a geostationary view) cover 0 square metres. Raises rasterio's CRSError for a CRS that is tied to no globe.
     """
     row_step, col_step = _cell_size(window, transform, crs)
     row_edges = np.append(np.arange(0, window.height, row_step), window.height)
@@ -54,9 +54,8 @@ def ground_areas(window: Window, transform: Affine, crs: CRS) -> GroundAreas:
     lon, lat = _lonlat(row_edges + window.row, col_edges + window.col, transform, crs)
     cells_m2 = _quad_areas_m2(lon, lat, polar=not _along_parallels(transform, crs))
     pixels = np.diff(row_edges)[:, None] * np.diff(col_edges)
-    return GroundAreas(
-        np.arange(window.height) // row_step, np.arange(window.width) // col_step, cells_m2 / pixels
-    )
+    area_m2 = np.nan_to_num(cells_m2 / pixels, nan=0.0)
+    return GroundAreas(np.arange(window.height) // row_step, np.arange(window.width) // col_step, area_m2)
 
 
 def _cell_size(window: Window, transform: Affine, crs: CRS) -> tuple[int, int]:
@@ -83,10 +82,9 @@ def _lonlat(rows: np.ndarray, cols: np.ndarray, transform: Affine, crs: CRS) -> 
     if crs.is_geographic:
         return x, np.clip(y, -90, 90)
     lon, lat = transform_points(crs, LONLAT, x.ravel(), y.ravel())
-    lon_grid, lat_grid = np.reshape(lon, x.shape), np.reshape(lat, x.shape)
-    if not (np.isfinite(lon_grid).all() and np.isfinite(lat_grid).all()):
-        raise ValueError(f"some pixels of the scene have no place on the ground in {crs.to_string()[:60]}")
-    return lon_grid, lat_grid
+    lon_lat = np.reshape([lon, lat], (2, *x.shape))
+    lon_lat[~np.isfinite(lon_lat)] = np.nan
+    return lon_lat[0], lon_lat[1]
 
 
 def _quad_areas_m2(lon: np.ndarray, lat: np.ndarray, *, polar: bool) -> np.ndarray:

@@ -1,0 +1,135 @@
+"""Find the scenes that a person names: a file, a folder, a glob, a STAC item or item collection."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Refused
+from pipeline.imagery import storage
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg")
+STAC_SUFFIXES = (".json", ".geojson")
+
+
+@dataclass(frozen=True)
+class BandEntry:
+    """What a catalogue says of one band of a file; every field may be unknown."""
+
+    names: tuple[str, ...] = ()
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of a scene; `bands` has an entry for each of its bands, or is empty where nothing is said of them."""
+
+    path: Path
+    bands: tuple[BandEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a scene lies, before any file of it was opened."""
+
+    uri: str
+    scene_id: str
+    datetime: str | None
+    assets: tuple[Asset, ...]
+    listed_in: Path | None = None  # the STAC file that names it
+
+
+def find_sources(places: Iterable[str]) -> list[Source]:
+    """The scenes that `places` name, in order, each once. Raises Refused, naming a place where there is none."""
+    found = {source.uri: source for place in places for source in _expand(place)}
+    return list(found.values())
+
+
+def unique_folder(scene_id: str, uri: str, taken: bool) -> str:
+    """The folder of a scene in a data set: its id made safe, marked with its URI's hash where the name is taken."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", scene_id).strip("._") or "scene"
+    return f"{safe[:120]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}" if taken else safe[:120]
+
+
+def _expand(place: str) -> list[Source]:
+    path = storage.local_path(place)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in RASTER_SUFFIXES)
+        if not files:
+            raise Refused(f"{place}: no rasters in this folder (looked for {', '.join(RASTER_SUFFIXES)})")
+        return [_file(file) for file in files]
+    if path.is_file():
+        return _stac(path) if path.suffix.lower() in STAC_SUFFIXES else [_file(path)]
+    matches = [Path(match) for match in sorted(glob.glob(str(path))) if Path(match).is_file()]
+    if not matches:
+        what = "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"
+        raise Refused(f"{place}: {what}")
+    return [source for match in matches for source in _expand(str(match))]
+
+
+def _file(path: Path) -> Source:
+    return Source(str(path), path.stem, None, (Asset(path),))
+
+
+def _stac(path: Path) -> list[Source]:
+    content = storage.read_json(path)
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "FeatureCollection":
+        items = content.get("features", [])
+        if not items:
+            raise Refused(f"{path}: this item collection is empty")
+        return [_item(item, path, f"{path}#{item.get('id')}") for item in items]
+    if kind == "Feature":
+        return [_item(content, path, str(path))]
+    raise Refused(f"{path}: not a STAC item or item collection; name a raster, or an item that lists its files")
+
+
+def _item(item: dict[str, Any], path: Path, uri: str) -> Source:
+    if not isinstance(item.get("id"), str) or not isinstance(item.get("assets"), dict):
+        raise Refused(f"{path}: a STAC item needs an id and assets")
+    assets = tuple(
+        Asset(_href(asset["href"], path), _band_entries(key, asset))
+        for key, asset in item["assets"].items()
+        if _holds_bands(asset)
+    )
+    if not assets:
+        raise Refused(f"{path}: item {item['id']} lists no raster assets with the role data")
+    properties = item.get("properties") or {}
+    when = properties.get("datetime") or properties.get("start_datetime")
+    return Source(uri, item["id"], when, assets, listed_in=path)
+
+
+def _href(href: str, item: Path) -> Path:
+    return storage.local_path(href if "://" in href or href.startswith("/") else item.parent / href)
+
+
+def _holds_bands(asset: dict[str, Any]) -> bool:
+    roles = asset.get("roles")
+    if roles is not None:
+        return "data" in roles
+    return any(key in asset for key in ("eo:bands", "raster:bands", "bands"))
+
+
+def _band_entries(key: str, asset: dict[str, Any]) -> tuple[BandEntry, ...]:
+    """Merge what STAC 1.0 (eo:bands, raster:bands) and 1.1 (bands) say; a lone band also answers to its asset's key."""
+    lists = [asset[field] for field in ("bands", "eo:bands", "raster:bands") if asset.get(field)]
+    count = max(map(len, lists), default=1)
+    entries = []
+    for number in range(count):
+        said: dict[str, Any] = {}
+        for bands in lists:
+            said |= bands[number] if number < len(bands) else {}
+        names = [said.get("name"), said.get("eo:common_name"), said.get("common_name"), key if count == 1 else None]
+        scale = said.get("scale", said.get("raster:scale"))
+        offset = said.get("offset", said.get("raster:offset"))
+        nodata = said.get("nodata")
+        known = tuple(dict.fromkeys(name for name in names if name))
+        entries.append(BandEntry(known, scale, offset, None if nodata is None else float(nodata)))
+    return tuple(entries)
