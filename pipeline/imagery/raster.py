@@ -37,7 +37,11 @@ WARP_TOLERANCE_PX = 1e-9
 
 @dataclass(frozen=True)
 class Band:
-    """A band as a model knows it. Mean, standard deviation and range are physical: after a file's scale and offset."""
+    """A band as a model knows it.
+
+    Mean, standard deviation and range are physical: after a file's scale and offset. `nodata` is the raw value that
+    means nothing in files that declare no nodata value of their own.
+    """
 
     name: str
     common_name: str | None = None
@@ -46,6 +50,7 @@ class Band:
     mean: float = 0.0
     std: float = 1.0
     range: tuple[float, float] | None = None
+    nodata: float | None = None
     categorical: bool = False
 
 
@@ -177,8 +182,9 @@ class SceneReader:
         for number, band in enumerate(scene.bands):
             key = (band.path, band.warped, band.categorical and band.warped)
             if key not in opened:
-                dataset = self._stack.enter_context(_open(Path(band.path)))
-                opened[key] = self._stack.enter_context(_on_grid(dataset, band, scene.grid)) if band.warped else dataset
+                opened[key] = self._keep(_open(Path(band.path)))
+                if band.warped:
+                    opened[key] = self._keep(_on_grid(opened[key], band, scene.grid))
             self._groups.setdefault(opened[key], []).append(number)
 
     def __enter__(self) -> SceneReader:
@@ -189,6 +195,10 @@ class SceneReader:
 
     def close(self) -> None:
         self._stack.close()
+
+    def _keep(self, dataset: DatasetReader) -> DatasetReader:
+        self._stack.callback(dataset.close)  # not entered: a dataset's context belongs to the thread that entered it
+        return dataset
 
     def read(self, window: Window) -> Pixels:
         """Read a window that may reach over the scene's right and lower edge; what lies outside is invalid.
@@ -343,9 +353,8 @@ def _scene_band(band: Band, found: Found, grid: Grid) -> SceneBand:
     unscaled = (dataset.scales[index - 1], dataset.offsets[index - 1]) == (1.0, 0.0)
     scale = entry.scale if unscaled and entry.scale is not None else dataset.scales[index - 1]
     offset = entry.offset if unscaled and entry.offset is not None else dataset.offsets[index - 1]
-    nodata = dataset.nodatavals[index - 1]
-    if nodata is None:
-        nodata = entry.nodata
+    declared = (dataset.nodatavals[index - 1], entry.nodata, band.nodata)
+    nodata = next((value for value in declared if value is not None), None)
     dtype = "float32" if warped else dataset.dtypes[index - 1]
     if nodata is not None and not warped and not _representable(nodata, np.dtype(dtype)):
         nodata = None  # no pixel can hold it

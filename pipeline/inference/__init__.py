@@ -1,0 +1,1 @@
+"""From a plan to one mask: segment shards, keep the ledger, join the parts."""

@@ -1,0 +1,151 @@
+"""What has been durably finished, read back from storage and never from memory.
+
+OUT/dataset.json says what OUT is; OUT/scenes/<scene>/parts/<attempt>/ holds the plan, a part for each finished shard and
+the manifest, which is the commit point. All are created once. An attempt is named by its input: <input_id>, or
+<input_id>-<n> after --fresh.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Refused
+from pipeline.geometry.windows import Window
+from pipeline.imagery import storage
+from pipeline.imagery.catalogue import unique_folder
+from pipeline.inference.plan import Plan
+
+DATASET_SCHEMA = 1
+
+
+def compare_dataset(out: Path, description: Mapping[str, Any]) -> None:
+    """Raise Refused, naming the differences, where OUT was made by another bundle or with other parameters."""
+    found = storage.read_json(out / "dataset.json")
+    if found is None:
+        return
+    flat_found, flat_asked = _flatten(found), _flatten(description)
+    differences = [
+        f"{name} is {flat_found.get(name)!r} there, {flat_asked.get(name)!r} here"
+        for name in sorted(flat_found.keys() | flat_asked.keys())
+        if flat_found.get(name) != flat_asked.get(name)
+    ]
+    if differences:
+        raise Refused(f"{out}: is another data set ({'; '.join(differences)[:400]}): choose another --output")
+
+
+def adopt_dataset(out: Path, description: Mapping[str, Any]) -> None:
+    """Create OUT/dataset.json, or adopt the one that is there; raises Refused where it differs."""
+    if not storage.create_json(out / "dataset.json", description):
+        compare_dataset(out, description)
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def scene_folder(out: Path, scene_id: str, uri: str, *, claim: bool) -> str:
+    """The folder of a scene in OUT/scenes: named by its id, or marked with its hash where that belongs to another URI."""
+    for taken in (False, True):
+        name = unique_folder(scene_id, uri, taken)
+        owner = out / "scenes" / name / "scene.json"
+        if claim:
+            storage.create_json(owner, {"uri": uri})
+        found = storage.read_json(owner)
+        if found is None or found.get("uri") == uri:
+            return name
+    raise Refused(f"{owner}: belongs to {found.get('uri')}; choose another --output")
+
+
+@dataclass(frozen=True)
+class SceneLedger:
+    """One attempt at one scene: where its plan, parts and manifest lie, and what is there."""
+
+    out: str
+    scene: str  # the folder's name
+    attempt: str
+
+    @classmethod
+    def open(cls, out: Path, scene: str, input_id: str, *, fresh: bool = False) -> SceneLedger:
+        """The current attempt at this input, which is the highest; with `fresh` the next one."""
+        tried = storage.names(out / "scenes" / scene / "parts")
+        numbers = [0 if name == input_id else int(name.rpartition("-")[2]) for name in tried if name.split("-")[0] == input_id]
+        number = max(numbers, default=-1) + 1 if fresh else max(numbers, default=0)
+        return cls(str(out), scene, f"{input_id}-{number}" if number else input_id)
+
+    @property
+    def scene_folder(self) -> Path:
+        return Path(self.out, "scenes", self.scene)
+
+    @property
+    def folder(self) -> Path:
+        return self.scene_folder / "parts" / self.attempt
+
+    def plan(self) -> Plan | None:
+        content = storage.read_json(self.folder / "plan.json")
+        return Plan.from_json(content) if content else None
+
+    def adopt_plan(self, make: Callable[[], Plan]) -> Plan:
+        """The plan that is there, or the one that `make` gives, created once."""
+        plan = self.plan()
+        if plan is None:
+            storage.create_json(self.folder / "plan.json", make().to_json())
+            plan = self.plan()
+        assert plan is not None
+        return plan
+
+    def missing(self, plan: Plan) -> list[Window]:
+        """The shards without a part."""
+        there = storage.names(self.folder)
+        return [shard for shard in plan.shards() if f"{plan.shard_name(shard)}.tif" not in there]
+
+    def parts(self, plan: Plan) -> list[tuple[Window, Path]]:
+        """The shards that have a part, or else a partial one, and where it lies."""
+        there = storage.names(self.folder)
+        names = {shard: plan.shard_name(shard) for shard in plan.shards()}
+        return [
+            (shard, self.folder / f"{name}{suffix}")
+            for shard, name in names.items()
+            for suffix in ([".tif"] if f"{name}.tif" in there else [".partial"] if f"{name}.partial" in there else [])
+        ]
+
+    def temporary(self, name: str) -> Path:
+        """A name for a file of this attempt that is still being written."""
+        return storage.temporary(self.folder, name)
+
+    def publish_part(self, name: str, finished: Path, *, partial: bool) -> None:
+        """Publish a part once; one with failed windows in place of the last such one, so that it is tried again."""
+        if partial:
+            storage.publish(finished, self.folder / f"{name}.partial")
+        else:
+            storage.publish_once(finished, self.folder / f"{name}.tif")
+            (self.folder / f"{name}.partial").unlink(missing_ok=True)
+
+    def manifest(self) -> dict[str, Any] | None:
+        return storage.read_json(self.folder / "manifest.json")
+
+    def commit(self, manifest: Mapping[str, Any]) -> bool:
+        """Create the manifest. False where another driver did: its manifest holds."""
+        return storage.create_json(self.folder / "manifest.json", manifest)
+
+    def sweep(self) -> None:
+        """Remove temporary files, those of a killed run included."""
+        storage.sweep(self.folder)
+
+    def clean(self) -> None:
+        """Remove the parts of this scene; plans and manifests stay."""
+        for folder in (self.scene_folder / "parts").iterdir():
+            storage.sweep(folder)
+            for name in storage.names(folder) - {"plan.json", "manifest.json"}:
+                (folder / name).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove this attempt, if nothing but its plan is in it."""
+        if storage.names(self.folder) <= {"plan.json"}:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Networks, what is known of them, and the engine that runs them."""

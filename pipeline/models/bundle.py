@@ -1,0 +1,234 @@
+"""A model on disk: weights, architecture, bands, classes, provenance and self-test, and nothing that executes.
+
+A bundle is a folder, or one zip of it, with `model.json`, `weights.safetensors` and `selftest.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from pipeline.errors import Refused
+from pipeline.imagery import storage
+from pipeline.imagery.raster import Band
+from pipeline.models.footprint import activation_bytes_per_pixel
+from pipeline.models.networks import build_network
+from pipeline.models.precision import in_precision
+from pipeline.models.receptive import Reach, find_reach
+
+SCHEMA_VERSION = 1
+NODATA = 255
+INEXACT_HALO = 128  # px: what a network that can never be exact gets, rounded up to its stride
+SELFTEST_SIZE = 64  # px, or two strides
+PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo")
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """A class: `id` is its value in the mask and its place in the logits; `color` is #RRGGBB."""
+
+    id: int
+    name: str
+    color: str
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a device may stray from the stored fp32 logits on the self-test: in logits, and in share of classes."""
+
+    logits: float
+    differing: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is known of a model. `halo` is what `--halo auto` means; `reach` says what is exact, or why nothing is."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    bands: tuple[Band, ...]
+    classes: tuple[ClassEntry, ...]
+    reach: Reach
+    halo: int
+    activation_bytes_per_pixel: int
+    tolerance: dict[str, Tolerance]
+    resolution_m: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    licences: dict[str, str] = field(default_factory=dict)
+    path: str = ""
+    model_id: str = ""
+    weight_bytes: int = 0
+
+    def network(self) -> nn.Module:
+        """The network with the bundle's weights, in eval mode, fp32, on the CPU."""
+        network = build_network(self.architecture, len(self.bands), len(self.classes), **self.arguments)
+        try:
+            network.load_state_dict(load_tensors(_read(Path(self.path), "weights.safetensors")))
+        except (RuntimeError, KeyError) as error:
+            raise Refused(f"{self.path}: the weights are not those of {self.architecture}: {str(error).splitlines()[0]}") from None
+        return network
+
+    def selftest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A physical input, 1 x C x H x W fp32, and the logits, 1 x K x H x W fp32, that it gave where the bundle was made."""
+        tensors = load_tensors(_read(Path(self.path), "selftest.safetensors"))
+        return tensors["input_BCHW"], tensors["logits_BKHW"]
+
+    @property
+    def class_table(self) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in self.classes]
+
+    @property
+    def colours(self) -> dict[int, tuple[int, int, int]]:
+        """The colour of each class, as red, green and blue in 0..255."""
+        return {entry.id: tuple(bytes.fromhex(entry.color[1:])) for entry in self.classes}  # type: ignore[misc]
+
+
+def save_bundle(
+    folder: Path, network: nn.Module, *, architecture: str, arguments: Mapping[str, Any], bands: Sequence[Band],
+    classes: Sequence[ClassEntry], sample_CHW: torch.Tensor, halo: int | None = None, **about: Any,
+) -> Bundle:  # fmt: skip
+    """Write a bundle and return it as loaded back.
+
+    `sample_CHW` is physical fp32 input, at least two strides high and wide, of which the self-test keeps a corner.
+    `halo` is the measured one; without it the exact halo is used. `about` is resolution_m, metrics, provenance and
+    licences. Raises Refused where the folder holds a bundle already.
+    """
+    if (folder / "model.json").exists():
+        raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")
+    network = network.eval().float().cpu()
+    reach = find_reach(network, len(bands))
+    fallback = -(-INEXACT_HALO // reach.stride) * reach.stride
+    size = max(SELFTEST_SIZE, 2 * reach.stride)
+    input_BCHW = sample_CHW[None, :, :size, :size].float().contiguous()
+    logits_BKHW, tolerance = _measure_tolerance(network, normalise(input_BCHW, bands))
+    files = {
+        "weights.safetensors": save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()}),
+        "selftest.safetensors": save_tensors({"input_BCHW": input_BCHW, "logits_BKHW": logits_BKHW}),
+    }
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "architecture": architecture,
+        "arguments": dict(arguments),
+        "bands": [asdict(band) for band in bands],
+        "scaling": "physical units: a file's values after its own scale and offset; then (value - mean) / std",
+        "nodata": {"mask": NODATA, "input": "a missing value holds its band's mean"},
+        "classes": [asdict(entry) for entry in classes],
+        "reach": reach._asdict(),
+        "halo": halo if halo is not None else fallback if reach.exact_halo is None else reach.exact_halo,
+        "activation_bytes_per_pixel": activation_bytes_per_pixel(network, len(bands)),
+        "tolerance": {name: asdict(allowed) for name, allowed in tolerance.items()},
+        **about,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    for name, content in files.items():
+        finished = storage.temporary(folder, name)
+        finished.write_bytes(content)
+        storage.publish(finished, folder / name)
+    storage.replace_json(folder / "model.json", description)
+    return load_bundle(folder)
+
+
+def load_bundle(place: str | Path) -> Bundle:
+    """Read a bundle's description and check the hash of every file. Raises Refused in one line that names what is wrong."""
+    path = storage.local_path(place)
+    try:
+        description = json.loads(_read(path, "model.json"))
+    except ValueError as error:
+        raise Refused(f"{path}: model.json is not valid JSON ({error})") from None
+    if description.get("schema_version") != SCHEMA_VERSION:
+        raise Refused(f"{path}: bundle schema version {description.get('schema_version')!r}, this Tilewright reads {SCHEMA_VERSION}")
+    for name, expected in description.get("files", {}).items():
+        found = hashlib.sha256(_read(path, name)).hexdigest()
+        if found != expected:
+            raise Refused(f"{path}: {name} has SHA-256 {found[:12]}..., model.json says {expected[:12]}...: copy the bundle again")
+    if not {"weights.safetensors", "selftest.safetensors"} <= set(description.get("files", {})):
+        raise Refused(f"{path}: model.json must list weights.safetensors and selftest.safetensors with their SHA-256")
+    known = {entry.name for entry in fields(Bundle)}
+    try:
+        parts: dict[str, Any] = {key: value for key, value in description.items() if key in known} | {
+            "bands": tuple(_band(band) for band in description["bands"]),
+            "classes": tuple(ClassEntry(**entry) for entry in description["classes"]),
+            "reach": Reach(**description["reach"]),
+            "tolerance": {name: Tolerance(**allowed) for name, allowed in description["tolerance"].items()},
+        }
+        bundle = Bundle(**parts, path=str(path), model_id=_model_id(description), weight_bytes=len(_read(path, "weights.safetensors")))
+    except (KeyError, TypeError) as error:
+        raise Refused(f"{path}: model.json lacks or misspells a field: {error}") from None
+    _check(bundle)
+    return bundle
+
+
+def normalise(physical_BCHW: torch.Tensor, bands: Sequence[Band]) -> torch.Tensor:
+    """(value - mean) / std of each band, fp32."""
+    mean = torch.tensor([band.mean for band in bands]).reshape(1, -1, 1, 1)
+    std = torch.tensor([band.std for band in bands]).reshape(1, -1, 1, 1)
+    return (physical_BCHW - mean) / std
+
+
+def differing_share(logits_BKHW: torch.Tensor, reference_BKHW: torch.Tensor) -> float:
+    """The share of pixels whose class differs."""
+    return float((logits_BKHW.argmax(1) != reference_BKHW.argmax(1)).float().mean())
+
+
+@torch.inference_mode()
+def _measure_tolerance(network: nn.Module, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, Tolerance]]:
+    """The fp32 logits, and what each precision may differ from them: fp32 by rounding, bf16 by twice what it does here."""
+    logits_BKHW = network(batch_BCHW).contiguous()
+    halved_BKHW = in_precision(network, "bf16")(batch_BCHW.bfloat16()).float()
+    scale = max(1.0, float(logits_BKHW.abs().max()))
+    differing = differing_share(halved_BKHW, logits_BKHW)
+    drift = float((halved_BKHW - logits_BKHW).abs().max())
+    return logits_BKHW, {
+        "fp32": Tolerance(1e-3 * scale, 0.001),
+        "bf16": Tolerance(max(2 * drift, 0.02 * scale), max(2 * differing, 0.005)),
+    }
+
+
+def _band(entry: dict[str, Any]) -> Band:
+    limits = entry.get("range")
+    return Band(**{**entry, "range": tuple(limits) if limits else None})
+
+
+def _model_id(description: dict[str, Any]) -> str:
+    """SHA-256 of the weights and of the fields that change a prediction: metrics may be added later."""
+    content = {name: description[name] for name in PREDICTING_FIELDS} | {"weights": description["files"]["weights.safetensors"]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check(bundle: Bundle) -> None:
+    path, count = bundle.path, len(bundle.classes)
+    if [entry.id for entry in bundle.classes] != list(range(count)) or not 1 <= count <= NODATA:
+        raise Refused(f"{path}: class ids must be 0 to {count - 1} in order, at most {NODATA} classes")
+    if any(len(entry.color) != 7 or entry.color[0] != "#" for entry in bundle.classes):
+        raise Refused(f"{path}: class colours must be #RRGGBB")
+    if any(band.std <= 0 for band in bundle.bands) or not bundle.bands:
+        raise Refused(f"{path}: every band needs a standard deviation above 0")
+    if bundle.halo % bundle.reach.stride or bundle.halo < 0:
+        raise Refused(f"{path}: halo {bundle.halo} px is not a multiple of the stride {bundle.reach.stride} px")
+
+
+def _read(bundle: Path, name: str) -> bytes:
+    """One file of a bundle, from its folder or its zip."""
+    try:
+        if bundle.is_dir():
+            return (bundle / name).read_bytes()
+        with zipfile.ZipFile(bundle) as archive:
+            return archive.read(name)
+    except FileNotFoundError:
+        missing = f"no {name} in it: is it a bundle?" if bundle.exists() else "no such bundle"
+        raise Refused(f"{bundle}: {missing}") from None
+    except KeyError:
+        raise Refused(f"{bundle}: no {name} at the top of the zip: is it a bundle?") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise Refused(f"{bundle}: is neither a bundle folder nor a zip of one ({error})") from None

@@ -1,0 +1,39 @@
+"""torchvision's segmentation networks, for any number of bands and without the auxiliary head."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchvision.models import segmentation
+
+TORCHVISION_NAMES = (
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large",
+)
+
+
+class TorchvisionSegmenter(nn.Module):
+    """A torchvision network by its own name, with random weights and its logits at the input's size."""
+
+    def __init__(self, name: str, bands: int, classes: int):
+        super().__init__()
+        self.network = segmentation.__dict__[name](weights=None, weights_backbone=None, num_classes=classes)
+        if bands != 3:
+            adapt_first_convolution(self.network.backbone, bands)
+
+    def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.network(batch_BCHW)["out"]
+
+
+def adapt_first_convolution(backbone: nn.Module, bands: int) -> None:
+    """Replace, in place, the first convolution by a fresh one that takes `bands` channels."""
+    path, first = next((path, module) for path, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
+    adapted = nn.Conv2d(
+        bands, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
+    )
+    parent, _, name = path.rpartition(".")
+    setattr(backbone.get_submodule(parent), name, adapted)
