@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -103,8 +104,13 @@ class Scene:
     grid: Grid
     bands: tuple[SceneBand, ...]
     block: tuple[int, int]  # the tallest and the widest of the files' blocks, px
-    on_ground: bool  # areas can be told in square metres
+    resolution_m: float | None  # of the pixel in the middle, on the ground; None where areas cannot be told in square metres
     notes: tuple[str, ...] = ()
+
+    @property
+    def on_ground(self) -> bool:
+        """Whether areas can be told in square metres."""
+        return self.resolution_m is not None
 
     @property
     def input_id(self) -> str:
@@ -139,10 +145,10 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
         bands = tuple(_scene_band(band, found, grid) for band, found in zip(wanted, chosen, strict=True))
         used = {found.dataset.name: found.dataset for found in chosen}
         blocks = [shape for dataset in used.values() for shape in dataset.block_shapes]
-        on_ground, notes = _on_ground(grid), []
+        resolution_m, notes = _resolution_m(grid), []
         if grid.crs is None:
             notes.append("the scene has no CRS: areas are counted in pixels")
-        if grid.crs is not None and not on_ground:
+        if grid.crs is not None and resolution_m is None:
             notes.append("the scene's CRS is tied to no place on the ground: areas are counted in pixels")
         if not grid.affine.is_rectilinear:
             notes.append("the scene's grid is rotated: so is the mask's")
@@ -154,7 +160,7 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             grid=grid,
             bands=bands,
             block=(max(height for height, _ in blocks), max(width for _, width in blocks)),
-            on_ground=on_ground,
+            resolution_m=resolution_m,
             notes=tuple(notes),
         )
 
@@ -163,11 +169,6 @@ def _version(source: Source, used: dict[str, DatasetReader]) -> str:
     listing = {source.listed_in} if source.listed_in else set()
     paths = sorted({Path(file) for dataset in used.values() for file in dataset.files} | listing)
     return ";".join(f"{path.name}:{storage.version(path)}" for path in paths if path.exists())
-
-
-def current_version(source: Source, wanted: Sequence[Band]) -> str:
-    """The scene's version now, to tell whether it changed while it was read."""
-    return open_scene(source, wanted).version
 
 
 class SceneReader:
@@ -218,15 +219,22 @@ class SceneReader:
             values_CHW, valid_CHW = padded, known
         return Pixels(values_CHW, valid_CHW)
 
-    def _read_inside(self, window: Window) -> Pixels:
+    def preview(self, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any."""
+        with self._lock:
+            values_CHW, valid_CHW = self._read_inside(window, shape)
+        return values_CHW, np.ones(values_CHW.shape, bool) if valid_CHW is None else valid_CHW
+
+    def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
-        shape = (len(self.scene.bands), window.height, window.width)
+        height, width = out_shape or (window.height, window.width)
+        shape = (len(self.scene.bands), height, width)
         values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), np.ones(shape, bool)
         for dataset, numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
-                values = dataset.read([band.index for band in bands], window=area)
-                mask = dataset.dataset_mask(window=area) if bands[0].masked else None
+                values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
+                mask = dataset.dataset_mask(window=area, out_shape=(height, width)) if bands[0].masked else None
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise Unreadable(f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}") from error
@@ -397,15 +405,17 @@ def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
     )  # fmt: skip
 
 
-def _on_ground(grid: Grid) -> bool:
+def _resolution_m(grid: Grid) -> float | None:
+    """The side of a square as large as the scene's middle pixel is on the ground."""
     crs = grid.rasterio_crs
     if crs is None:
-        return False
+        return None
     try:
-        corner = Window(grid.height // 2, grid.width // 2, 1, 1)
-        return bool(ground_areas(corner, grid.affine, crs).area_m2.sum() > 0)
+        middle = Window(grid.height // 2, grid.width // 2, 1, 1)
+        area_m2 = float(ground_areas(middle, grid.affine, crs).area_m2.sum())
     except (CRSError, RasterioError):
-        return False
+        return None
+    return math.sqrt(area_m2) or None
 
 
 def _tiff_datetime(tag: str | None) -> str | None:

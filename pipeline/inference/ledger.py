@@ -17,9 +17,23 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import unique_folder
-from pipeline.inference.plan import Plan
+from pipeline.inference.plan import Plan, Settings
+from pipeline.models.bundle import Bundle
 
 DATASET_SCHEMA = 1
+
+
+def describe_dataset(bundle: Bundle, settings: Settings, region: str | None) -> dict[str, Any]:
+    """What OUT/dataset.json says: the bundle and the parameters, as they were asked for, that make this data set."""
+    return {
+        "schema_version": DATASET_SCHEMA,
+        "bundle": bundle.model_id,
+        "classes": bundle.class_table,
+        "parameters": {
+            "region": region, "precision": settings.precision, "tile": settings.tile, "halo": settings.halo, "shard": settings.shard,
+            "confidence": "confidence" in settings.layers, "probabilities": "probabilities" in settings.layers,
+        },
+    }  # fmt: skip
 
 
 def compare_dataset(out: Path, description: Mapping[str, Any]) -> None:

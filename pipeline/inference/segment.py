@@ -132,14 +132,19 @@ class Segmenter:
 
     OPEN_SCENES = 8
 
-    def __init__(self, bundle: str, device: str, threads: int):
-        torch.set_num_threads(threads)
+    def __init__(self, bundle: str, device: str):
         self.bundle, self.device = load_bundle(bundle), device
         self._engines: dict[tuple[str, tuple[str, ...]], Engine] = {}
         self._readers: OrderedDict[Scene, SceneReader] = OrderedDict()
 
     def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
-        """Segment a shard and publish its part in the ledger. Raises Unreadable where its scene cannot be opened any more."""
+        """Segment a shard and publish its part in the ledger.
+
+        Raises Unreadable where the scene cannot be opened any more, Refused where the bundle is not the plan's.
+        """
+        if plan.model_id != self.bundle.model_id:
+            raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
+        torch.set_num_threads(plan.threads)
         key = (plan.precision, plan.layers)
         if key not in self._engines:
             self._engines[key] = Engine(self.bundle, self.device, *key)
@@ -152,7 +157,10 @@ class Segmenter:
         if scene not in self._readers:
             if len(self._readers) >= self.OPEN_SCENES:
                 self._readers.popitem(last=False)[1].close()
-            self._readers[scene] = SceneReader(scene)
+            try:
+                self._readers[scene] = SceneReader(scene)
+            except Refused as error:
+                raise Unreadable(f"cannot be opened any more: {error}") from None
         self._readers.move_to_end(scene)
         return self._readers[scene]
 
@@ -192,6 +200,22 @@ def segment_scene(
         raise Unreadable(f"{len(failed)} windows failed, {mask} holds the rest; the first: {failed[0].reason}")
     totals = np.sum([result.tally.pixels for result in results], axis=0)
     return {entry.name: int(count) for entry, count in zip(bundle.classes, totals, strict=True)}
+
+
+def seconds_a_tile(plan: Plan, bundle: Bundle, device: str) -> float:
+    """How long one tile of a plan takes on this machine: the second of two, on zeros."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        engine = Engine(bundle, device, plan.precision, plan.layers)
+        height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
+        blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
+        for _ in range(2):
+            began = time.monotonic()
+            engine([blank], [Window(0, 0, height, width)], plan.scaling(bundle), 1)
+        return time.monotonic() - began
+    finally:
+        torch.set_num_threads(before)
 
 
 def _segment_all(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:

@@ -84,6 +84,12 @@ class Bundle:
         tensors = load_tensors(_read(Path(self.path), "selftest.safetensors"))
         return tensors["input_BCHW"], tensors["logits_BKHW"]
 
+    def notes_on(self, resolution_m: float | None) -> list[str]:
+        """What a person should know before they use this model on a scene of that resolution."""
+        if self.resolution_m is None or resolution_m is None or 0.67 < resolution_m / self.resolution_m < 1.5:
+            return []
+        return [f"pixels of {resolution_m:.3g} m, while the model was trained on {self.resolution_m:.3g} m: expect poor results"]
+
     @property
     def class_table(self) -> list[dict[str, Any]]:
         return [asdict(entry) for entry in self.classes]

@@ -1,0 +1,48 @@
+"""The actors: each keeps a model on its device and scenes open; offsets go in, counts come out, never pixels."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import ray
+from rasterio.errors import NotGeoreferencedWarning
+
+from cluster.environment import Device
+from pipeline.geometry.windows import Window
+from pipeline.imagery.catalogue import Source
+from pipeline.inference.ledger import SceneLedger
+from pipeline.inference.plan import Plan
+from pipeline.inference.segment import Segmenter, ShardResult
+from pipeline.results.publish import Published, publish_scene
+
+
+class Worker:
+    """A Segmenter behind Ray, which also publishes scenes, so that the driver never handles a raster."""
+
+    def __init__(self, bundle: str, device: str):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said once, in the plan's notes
+        self.segmenter = Segmenter(bundle, device)
+
+    def ready(self) -> None:
+        """Answers once the actor is up."""
+
+    def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
+        return self.segmenter.segment(plan, shard, ledger, accept_partial)
+
+    def publish(self, plan: Plan, source: Source, ledger: SceneLedger, run_id: str, accept_partial: bool) -> Published:
+        return publish_scene(ledger, plan, source, self.segmenter.bundle, run_id, accept_partial=accept_partial)
+
+
+def start_actors(count: int, bundle: str, device: Device, *, memory_bytes: int, cache_bytes: int) -> list[Any]:
+    """Start `count` actors, each with a core or a GPU of its own and its computed memory reserved.
+
+    A killed actor is started again by Ray; what it was doing is retried by `dispatch`, which counts attempts.
+    """
+    options = {
+        "num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "memory": memory_bytes,
+        "max_restarts": -1, "max_task_retries": 0,
+        "runtime_env": {"env_vars": {"GDAL_CACHEMAX": str(cache_bytes // 2**20 + 1)}},
+    }  # fmt: skip
+    start = ray.remote(Worker).options(**options)
+    return [start.remote(bundle, device.kind) for _ in range(count)]

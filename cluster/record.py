@@ -1,0 +1,87 @@
+"""OUT/runs/<run_id>.json: one invocation, from its start to what came of it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cluster.scenes import OpenedScene, SceneWork
+from pipeline.imagery import storage
+from pipeline.inference.plan import software
+from pipeline.models.bundle import Bundle
+
+SCHEMA_VERSION = 1
+OUTCOMES = {0: "done", 1: "error", 2: "refused", 3: "failed on data"}
+
+
+class RunRecord:
+    """Created when work begins, replaced when it ends, however it ends; a run that is refused leaves none."""
+
+    def __init__(self, out: Path, command: Sequence[str], bundle: Bundle, done: Sequence[OpenedScene], refusals: Mapping[str, str]):
+        now = datetime.now(UTC)
+        self.run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self._path = out / "runs" / f"{self.run_id}.json"
+        self._began = time.monotonic()
+        self._works: list[SceneWork] = []
+        self._refusals = refusals
+        self._started = False
+        self._content: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "outcome": "running",
+            "command": list(command), "bundle": {"path": bundle.path, "model_id": bundle.model_id},
+            "software": software() | {"ray": version("ray")},
+            "already_done": [opened.scene.uri for opened in done],
+        }  # fmt: skip
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._started:
+            outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
+            self._write(outcome=outcome, exit_code=1, reason=f"{type(error).__name__}: {error}")
+
+    def start(self, works: list[SceneWork], actors: int) -> None:
+        """Create the record, now that the work is known."""
+        self._works, self._started = works, True
+        self._content["workers"] = actors
+        storage.create_json(self._path, self._content | {"scenes": [_scene(work) for work in works]})
+
+    def end(self, exit_code: int) -> None:
+        """Replace the record by what came of the run, or write it where there was nothing to begin."""
+        self._write(outcome=OUTCOMES[exit_code], exit_code=exit_code)
+
+    def _write(self, **ending: Any) -> None:
+        seconds = time.monotonic() - self._began
+        pixels = sum(shard.pixels for work in self._works for shard in work.missing)
+        content = self._content | ending | {
+            "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "seconds": round(seconds, 3),
+            "mpix_per_s": round(pixels / seconds / 1e6, 4),
+            "refused_scenes": dict(self._refusals),
+            "scenes": [_scene(work) for work in self._works],
+        }  # fmt: skip
+        storage.replace_json(self._path, content)
+
+
+def _scene(work: SceneWork) -> dict[str, Any]:
+    plan = work.plan
+    return {
+        "uri": plan.scene.uri, "version": plan.scene.version, "input_id": work.ledger.attempt, "folder": f"scenes/{work.ledger.scene}",
+        "plan": {
+            "tile": plan.tile, "halo": plan.halo, "batch": plan.batch, "shard": plan.shard, "precision": plan.precision,
+            "threads": plan.threads, "device": plan.device, "redundancy": round(plan.redundancy, 4),
+            "memory_bytes": plan.memory_bytes, "software": plan.software,
+        },
+        "shards": len(plan.shards()), "shards_begun": len(work.missing),
+        "attempts": {name: count for name, count in sorted(work.attempts.items()) if count > 1},
+        "worker_seconds": round(work.seconds, 3),
+        "failed_windows": [window._asdict() for window in work.failed_windows],
+        "published": None if work.published is None else work.published.mask.name,
+        "failure": work.failure,
+    }  # fmt: skip

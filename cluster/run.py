@@ -1,0 +1,81 @@
+"""Segment scenes on Ray: plans and offsets out, counts back. Shards of all scenes share the actors; a scene is published
+as soon as its last shard is done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from cluster.actors import start_actors
+from cluster.dispatch import Task, dispatch
+from cluster.progress import Progress
+from cluster.scenes import OpenedScene, Request, SceneWork, adopt_scene, check_space, count_workers, plan_scene, worker_budget
+from cluster.session import check_paths, find_device, ray_session
+from pipeline.inference.ledger import adopt_dataset
+from pipeline.models.bundle import Bundle
+
+SHARD_DEADLINE_S = 3600.0
+
+
+def run_scenes(
+    todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], run_id: str,
+    started: Callable[[list[SceneWork], int], None],
+) -> list[SceneWork]:  # fmt: skip
+    """Segment and publish scenes, with an embedded Ray or on the cluster that RAY_ADDRESS names.
+
+    All is checked before anything is written; then `started` is told of the work and of the number of actors.
+    """
+    with ray_session() as nodes:
+        device = find_device(nodes)
+        inputs = {band.path for opened in todo for band in opened.scene.bands}
+        check_paths(nodes, [bundle.path, *sorted(inputs)], str(request.out))
+        budget = worker_budget(request, device, nodes)
+        plans = [plan_scene(opened, bundle, request, device.description, budget) for opened in todo]
+        check_space(plans, request.out)
+        adopt_dataset(request.out, dataset)
+        works = [adopt_scene(opened, plan, request) for opened, plan in zip(todo, plans, strict=True)]
+        count = count_workers(request, works, device, nodes)
+        started(works, count)
+        actors = start_actors(
+            count, bundle.path, device,
+            memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
+        )  # fmt: skip
+        segment_scenes(works, actors, run_id, accept_partial=request.accept_partial)
+    return works
+
+
+def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: str, *, accept_partial: bool) -> None:
+    """Do what is missing of each scene and publish it; what came of it is written into `works`, in place."""
+    plans = [ray.put(work.plan) for work in works]
+    left = [len(work.missing) for work in works]
+    queue: deque[Task] = deque()
+
+    def publication(number: int) -> Task:
+        work = works[number]
+        return Task("publish", (plans[number], work.source, work.ledger, run_id, accept_partial), (number, None))
+
+    for number, work in enumerate(works):
+        for shard in work.missing:
+            queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard)))
+        if not work.missing:
+            queue.append(publication(number))
+    progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))
+    for outcome in dispatch(queue, actors, deadline_s=SHARD_DEADLINE_S):
+        number, shard = outcome.task.about
+        work = works[number]
+        if shard is None:
+            work.published, work.failure = outcome.result, outcome.failure
+            continue
+        work.attempts[work.plan.shard_name(shard)] = outcome.task.attempts
+        if outcome.failure:
+            work.quarantined[shard] = outcome.failure
+        else:
+            work.seconds += outcome.result.seconds
+        progress.add(shard.pixels)
+        left[number] -= 1
+        if left[number] == 0:
+            queue.appendleft(publication(number))
+    progress.close()

@@ -1,0 +1,166 @@
+"""From what a person asked for to planned scenes: open, check, plan, adopt. Nothing is written before all checks are passed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cluster.environment import Device, Node
+from pipeline.errors import Refused
+from pipeline.geometry.windows import Window
+from pipeline.imagery import storage
+from pipeline.imagery.catalogue import Source, find_sources
+from pipeline.imagery.raster import Scene, check_scaling, open_scene
+from pipeline.imagery.region import Area, Region, region_of
+from pipeline.inference.ledger import SceneLedger, scene_folder
+from pipeline.inference.part import FailedWindow
+from pipeline.inference.plan import GIB, Plan, Settings, make_plan
+from pipeline.models.bundle import Bundle
+from pipeline.results.publish import Published, is_done
+
+ROOMY_BYTES = 4 * GIB  # a worker may use at least this much, if need be with fewer workers
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for of a run. `settings` make the data set; the rest may differ from run to run."""
+
+    out: Path
+    settings: Settings
+    workers: int | Literal["auto"] = "auto"
+    batch: int | Literal["auto"] = "auto"
+    memory_bytes: int | None = None  # of one worker
+    fresh: bool = False
+    accept_partial: bool = False
+
+
+class OpenedScene(NamedTuple):
+    """A scene whose headers were read and that fits the bundle, and the part of it that was asked for."""
+
+    source: Source
+    scene: Scene
+    region: Region
+
+
+@dataclass
+class SceneWork:
+    """One scene of a run: what is planned, what is left to do, and what came of it."""
+
+    source: Source
+    plan: Plan
+    ledger: SceneLedger
+    missing: list[Window]
+    committed_before: bool
+    attempts: dict[str, int] = field(default_factory=dict)  # of each shard that this run began
+    quarantined: dict[Window, str] = field(default_factory=dict)
+    seconds: float = 0.0  # of actors, for its shards
+    published: Published | None = None
+    failure: str | None = None
+
+    @property
+    def failed_windows(self) -> list[FailedWindow]:
+        """The windows that are nodata because they failed, with the reason as far as it is known."""
+        if self.published is None:
+            return [FailedWindow(*shard, reason) for shard, reason in self.quarantined.items()]
+        return [window._replace(reason=self.quarantined.get(Window(*window[:4]), window.reason)) for window in self.published.failed]
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None or self.published is None or not self.published.complete
+
+
+def open_scenes(places: Sequence[str], bundle: Bundle, area: Area | None) -> tuple[list[OpenedScene], dict[str, str]]:
+    """Open the scenes that `places` name. Returns those that can be segmented, and why each of the others cannot.
+
+    Raises Refused where none can.
+    """
+    opened: list[OpenedScene] = []
+    refusals: dict[str, str] = {}
+    for source in _find(places, refusals):
+        try:
+            scene = open_scene(source, bundle.bands)
+            region = region_of(scene, area)
+            if region is None:
+                raise Refused(f"{source.uri}: lies outside the region that was asked for")
+            check_scaling(scene, bundle.bands)
+            opened.append(OpenedScene(source, scene, region))
+        except Refused as error:
+            refusals[source.uri] = str(error)
+    if not opened:
+        raise Refused(next(iter(refusals.values())) + (f" (and {len(refusals) - 1} more scenes)" if len(refusals) > 1 else ""))
+    return opened, refusals
+
+
+def _find(places: Sequence[str], refusals: dict[str, str]) -> list[Source]:
+    found: dict[str, Source] = {}
+    for place in places:
+        try:
+            found |= {source.uri: source for source in find_sources([place])}
+        except Refused as error:
+            refusals[place] = str(error)
+    return list(found.values())
+
+
+def published_ledger(opened: OpenedScene, request: Request) -> SceneLedger | None:
+    """The ledger of a scene whose results OUT holds, made from the input as it is now; None where it does not."""
+    folder = scene_folder(request.out, opened.scene.scene_id, opened.scene.uri, claim=False)
+    ledger = SceneLedger.open(request.out, folder, opened.scene.input_id)
+    return ledger if is_done(ledger, request.settings.layers) else None
+
+
+def plan_scene(opened: OpenedScene, bundle: Bundle, request: Request, device: str, budget_bytes: int) -> Plan:
+    """The plan of a scene as this run would make it; nothing is written."""
+    return make_plan(
+        opened.scene, opened.region, bundle, request.settings, batch=request.batch, device=device, budget_bytes=budget_bytes
+    )
+
+
+def adopt_scene(opened: OpenedScene, plan: Plan, request: Request) -> SceneWork:
+    """Claim the scene's folder and create its plan, or adopt the plan that an earlier run or another driver made.
+
+    Raises Refused where shards are missing and were begun on another kind of device.
+    """
+    folder = scene_folder(request.out, opened.scene.scene_id, opened.scene.uri, claim=True)
+    ledger = SceneLedger.open(request.out, folder, opened.scene.input_id, fresh=request.fresh)
+    adopted = ledger.adopt_plan(lambda: plan)
+    missing = ledger.missing(adopted)
+    if missing and adopted.device != plan.device:
+        raise Refused(
+            f"{opened.scene.uri}: was begun on {adopted.device}, this is {plan.device}, and results would differ:"
+            f" finish it there, or start it anew with --fresh"
+        )
+    return SceneWork(opened.source, adopted, ledger, missing, ledger.manifest() is not None)
+
+
+def worker_budget(request: Request, device: Device, nodes: Sequence[Node]) -> int:
+    """Bytes that one worker may use: what was asked for, or its share of the smallest node."""
+    if request.memory_bytes:
+        return request.memory_bytes
+    shares = []
+    for node in nodes:
+        slots = node.gpus if device.kind == "cuda" else node.cpus
+        if slots:
+            wanted = min(slots, request.workers) if request.workers != "auto" else slots
+            shares.append(max(node.memory_bytes // wanted, min(node.memory_bytes, ROOMY_BYTES)))
+    return min(shares)
+
+
+def count_workers(request: Request, works: Sequence[SceneWork], device: Device, nodes: Sequence[Node]) -> int:
+    """How many actors to start: no more than cores (or GPUs), memory and missing shards allow. Raises Refused for none."""
+    peak = max(work.plan.memory_bytes for work in works)
+    slots = sum(min(node.gpus if device.kind == "cuda" else node.cpus, node.memory_bytes // peak) for node in nodes)
+    if not slots:
+        largest = max(node.memory_bytes for node in nodes) / GIB
+        raise Refused(f"one worker needs {peak / GIB:.1f} GiB and no node allots more than {largest:.1f} GiB: choose a smaller --tile")
+    wanted = slots if request.workers == "auto" else request.workers
+    tasks = sum(len(work.missing) or 1 for work in works)
+    return max(1, min(wanted, slots, tasks))
+
+
+def check_space(plans: Sequence[Plan], out: Path) -> None:
+    """Raise Refused where the disk of OUT has less free space than the results may take."""
+    needed, free = sum(plan.disk_bytes for plan in plans), storage.free_bytes(out)
+    if needed > free:
+        raise Refused(f"{out}: the results may take {needed / GIB:.2f} GiB and {free / GIB:.2f} GiB are free: choose another --output")

@@ -1,0 +1,99 @@
+"""Start an embedded Ray or join a cluster, safely, and know what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.environment import PROJECT, Device, Node, in_submitted_job, ray_address
+from pipeline.errors import Refused
+from pipeline.models.engine import choose_device, describe_device
+
+OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
+START_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def ray_session() -> Iterator[list[Node]]:
+    """Join the cluster that RAY_ADDRESS names, or start an embedded Ray, and leave or end it. Yields its nodes.
+
+    `secure_embedded_ray` comes before. Raises Refused where the cluster cannot be joined.
+    """
+    address = ray_address()
+    options: dict[str, Any] = {}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    if not in_submitted_job():  # which has its working directory already
+        options["runtime_env"] = {"working_dir": str(PROJECT)}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"cannot join Ray at {address}: {reason}; check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS") from None
+    try:
+        yield _nodes()
+    finally:
+        ray.shutdown()
+
+
+def find_device(nodes: Sequence[Node]) -> Device:
+    """The device of this cluster's actors, as one of its nodes describes it: GPUs where there are any, else CPU cores."""
+    gpus = sum(node.gpus for node in nodes)
+    if gpus:
+        describe = ray.remote(num_cpus=0, num_gpus=1)(describe_device)
+        return Device("cuda", _get(describe.remote("cuda"), "describe its GPU"))
+    cpus = sum(node.cpus for node in nodes)
+    if not cpus:
+        raise Refused("the cluster has no CPUs or GPUs for actors: add worker nodes")
+    if len(nodes) == 1 and nodes[0].node_id == ray.get_runtime_context().get_node_id() and choose_device() == "cpu":
+        return Device("cpu", describe_device("cpu"))
+    describe = ray.remote(num_cpus=1)(describe_device)
+    return Device("cpu", _get(describe.remote("cpu"), "describe its CPU"))
+
+
+def check_paths(nodes: Sequence[Node], inputs: Sequence[str], out: str) -> None:
+    """Raise Refused, naming the node and the path, where a node of several cannot see an input or the output's folder."""
+    if len(nodes) < 2:
+        return
+    look = ray.remote(num_cpus=0)(_missing)
+    asked = {
+        node.name: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(list(inputs), out)
+        for node in nodes
+    }
+    for name, answer in asked.items():
+        missing = _get(answer, f"look at its files ({name})")
+        if missing:
+            raise Refused(f"{missing[0]}: node {name} does not see it: use a folder that all nodes share")
+
+
+def _missing(inputs: list[str], out: str) -> list[str]:
+    parent = Path(out)
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    shared = parent if parent != parent.parent else Path(out)
+    return [path for path in [*inputs, str(shared)] if not os.path.exists(path)]
+
+
+def _get(answer: Any, what: str) -> Any:
+    try:
+        return ray.get(answer, timeout=START_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        raise Refused(f"the cluster did not {what} within {START_TIMEOUT_S:.0f} s: are its nodes free?") from None
+
+
+def _nodes() -> list[Node]:
+    return [
+        Node(
+            node["NodeID"], node["NodeName"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)),
+            int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]  # fmt: skip

@@ -1,0 +1,234 @@
+"""Segment rasters of any size into class masks, ground areas and pictures.
+
+    python jobs/segment_region.py SCENE [SCENE ...] --model BUNDLE --output OUT
+    ray job submit --working-dir . -- python jobs/segment_region.py ...        the same, on a cluster
+
+A run that is killed anywhere is finished by starting it again: it does only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rasterio.errors import NotGeoreferencedWarning
+
+from cluster.environment import in_submitted_job, secure_embedded_ray
+from cluster.progress import clock
+from cluster.record import RunRecord
+from cluster.scenes import OpenedScene, Request, SceneWork, published_ledger, open_scenes, plan_scene
+from pipeline.errors import Refused
+from pipeline.imagery import storage
+from pipeline.imagery.region import Area
+from pipeline.inference.ledger import compare_dataset, describe_dataset
+from pipeline.inference.plan import GIB, MIB, Settings, memory_allotted
+from pipeline.inference.segment import seconds_a_tile
+from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.engine import choose_device, describe_device
+
+DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
+EXAMPLE = """example:
+  python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
+
+exit code: 0 all done; 2 refused before work began; 3 scenes or windows failed on their data, the rest is published;
+1 anything else, interruption included"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the scene's notes say it, once
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return segment_region(parse(arguments))
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again to finish what is missing", file=sys.stderr)
+        return ERROR
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}; start the same command again to finish what is missing", file=sys.stderr)
+        return ERROR
+
+
+def segment_region(options: argparse.Namespace) -> int:
+    """From scenes to masks: open, plan, segment, publish, report."""
+    request = read_request(options)
+    bundle = load_bundle(options.model)
+    area = read_area(options)
+    description = describe_dataset(bundle, request.settings, area.label if area else None)
+    compare_dataset(request.out, description)
+    storage.check_writable(request.out)
+    scenes, refusals = open_scenes(options.scenes, bundle, area)
+    print_notes(scenes, refusals, bundle)
+    if options.dry_run:
+        print_plans(scenes, bundle, request)
+        return DONE
+    done = [] if request.fresh else [opened for opened in scenes if published_ledger(opened, request)]
+    todo = [opened for opened in scenes if opened not in done]
+    with RunRecord(request.out, sys.argv, bundle, done, refusals) as record:
+
+        def started(works: list[SceneWork], actors: int) -> None:
+            record.start(works, actors)
+            shards = sum(len(work.missing) for work in works)
+            print(f"{len(works)} scene(s), {shards} shard(s) to do, {actors} worker(s), run {record.run_id}", file=sys.stderr)
+
+        works: list[SceneWork] = []
+        if todo:
+            secure_embedded_ray()
+            from cluster.run import run_scenes  # Ray reads its settings when it is imported
+
+            works = run_scenes(todo, bundle, request, description, record.run_id, started)
+        code = FAILED_ON_DATA if refusals or any(work.failed for work in works) else DONE
+        record.end(code)
+    if options.clean:
+        clean(scenes, request)
+    print_summary(works, done, refusals, request.out)
+    return code
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse exits with 2 for bad usage, as a job does."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenes", nargs="+", metavar="SCENE", help="a raster, folder, glob, STAC item or item collection")
+    parser.add_argument("--model", required=True, metavar="BUNDLE", help="a model's folder or zip, as train_model.py writes it")
+    parser.add_argument("--output", required=True, metavar="OUT", help="the data set: made, resumed or added to")
+    region = parser.add_mutually_exclusive_group()
+    region.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="only this box, in degrees (EPSG:4326)")
+    region.add_argument("--aoi", metavar="FILE", help="only inside the polygons of this vector file, in the CRS it declares")
+    parser.add_argument("--save", default="mask", metavar="LAYERS", help="mask,confidence,probabilities (default: mask)")
+    parser.add_argument("--workers", default="auto", metavar="N", help="actors, one a core or GPU (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16 (default: auto)")
+    parser.add_argument("--tile", default="auto", metavar="PX", help="what the network sees at once (default: auto)")
+    parser.add_argument("--halo", default="auto", metavar="PX", help="context around a tile's core: PX, exact or auto (default: auto)")
+    parser.add_argument("--batch", default="auto", metavar="N", help="tiles a forward pass (default: auto)")
+    parser.add_argument("--shard", default="auto", metavar="PX", help="the unit of work, 512 x 2^k (default: auto)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="what one worker may use (default: its share of what is allotted)")
+    parser.add_argument("--accept-partial", action="store_true", help="take windows that cannot be read as nodata for good")
+    parser.add_argument("--fresh", action="store_true", help="redo these scenes (default: resume)")
+    parser.add_argument("--clean", action="store_true", help="remove the parts of finished scenes")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    for option, metavar in (("--parcels", "FILE"), ("--parcel-id", "COLUMN"), ("--mpp", "UM")):
+        parser.add_argument(option, metavar=metavar, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def read_request(options: argparse.Namespace) -> Request:
+    """Check the options that need no file. Raises Refused, naming the option."""
+    for option in ("parcels", "parcel_id", "mpp"):
+        if getattr(options, option) is not None:
+            raise Refused(f"--{option.replace('_', '-')} is not supported yet")
+    if options.precision not in ("auto", "fp32", "bf16"):
+        later = options.precision in ("fp16", "int8")
+        raise Refused(f"--precision {options.precision}: {'is not supported yet' if later else 'unknown'}; use auto, fp32 or bf16")
+    if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
+        raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
+    if options.memory is not None and not options.memory > 0:
+        raise Refused(f"--memory {options.memory:g}: must be above 0 GB")
+    settings = Settings(
+        precision=options.precision, tile=number("tile", options.tile), halo=number("halo", options.halo, "auto", "exact"),
+        shard=number("shard", options.shard), layers=read_layers(options.save),
+    )  # fmt: skip
+    return Request(
+        out=storage.local_path(options.output), settings=settings, workers=number("workers", options.workers),
+        batch=number("batch", options.batch), memory_bytes=int(options.memory * 1e9) if options.memory else None,
+        fresh=options.fresh, accept_partial=options.accept_partial,
+    )  # fmt: skip
+
+
+def number(option: str, text: str, *words: str) -> Any:
+    """A whole number, at least 0 for a halo and 1 for all else, or one of the words (auto)."""
+    if text in (words or ("auto",)):
+        return text
+    if not text.isdigit() or (text == "0" and option != "halo"):
+        raise Refused(f"--{option} {text}: must be a whole number or {' or '.join(words or ('auto',))}")
+    return int(text)
+
+
+def read_layers(text: str) -> tuple[str, ...]:
+    """The layers to save, the mask first."""
+    asked = {layer.strip() for layer in text.split(",") if layer.strip()}
+    for layer in sorted(asked - {"mask", "confidence", "probabilities"}):
+        raise Refused(f"--save {layer}: {'is not supported yet' if layer == 'polygons' else 'unknown'}; use mask,confidence,probabilities")
+    return ("mask", *(layer for layer in ("confidence", "probabilities") if layer in asked))
+
+
+def read_area(options: argparse.Namespace) -> Area | None:
+    """The region that was asked for, if one was."""
+    if options.bbox:
+        return Area.from_bbox(*options.bbox)
+    return Area.from_file(storage.local_path(options.aoi)) if options.aoi else None
+
+
+def clean(scenes: Sequence[OpenedScene], request: Request) -> None:
+    """Remove the parts of the scenes that are published."""
+    for opened in scenes:
+        if ledger := published_ledger(opened, request):
+            ledger.clean()
+
+
+def print_notes(scenes: Sequence[OpenedScene], refusals: Mapping[str, str], bundle: Bundle) -> None:
+    """Say once what a person should know of the model and the scenes before they wait."""
+    if bundle.reach.exact_halo is None:
+        print(f"note: {bundle.architecture} can never be exact at tile borders ({bundle.reach.why_not}); halo auto is {bundle.halo} px", file=sys.stderr)
+    for reason in refusals.values():
+        print(f"skipped: {reason}", file=sys.stderr)
+    for opened in scenes:
+        for note in (*opened.scene.notes, *bundle.notes_on(opened.scene.resolution_m)):
+            print(f"note: {opened.scene.scene_id}: {note}", file=sys.stderr)
+
+
+def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request) -> None:
+    """Print what a run on this machine would do, with one tile timed here."""
+    device, cores = choose_device(), os.cpu_count() or 1
+    workers = request.workers if request.workers != "auto" else 1 if device == "cuda" else cores
+    budget = request.memory_bytes or memory_allotted() // workers
+    seconds: dict[tuple[int, str], float] = {}
+    for opened in scenes:
+        plan = plan_scene(opened, bundle, request, describe_device(device), budget)
+        key = (plan.tile, plan.precision)
+        if key not in seconds:
+            seconds[key] = seconds_a_tile(plan, bundle, device)
+        window = plan.region.window
+        print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
+        print(f"  {len(plan.shards())} shards of {plan.shard} px, {plan.tiles} tiles of {plan.tile} px, halo {plan.halo} px, batch {plan.batch}")
+        print(f"  {plan.precision} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
+        print(f"  memory {plan.memory_bytes / GIB:.2f} GiB a worker, disk at most {plan.disk_bytes / MIB:.0f} MiB")
+        print(f"  about {clock(plan.tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
+
+
+def print_summary(works: Sequence[SceneWork], done: Sequence[OpenedScene], refusals: Mapping[str, str], out: Path) -> None:
+    """Print the class areas of each scene, what failed, and where the files are."""
+    for work in works:
+        print(f"\n{work.plan.scene.scene_id}")
+        if work.published is None:
+            print(f"  failed: {work.failure}")
+            continue
+        for row in work.published.rows:
+            area = "" if row["area_m2"] is None else f"{row['area_m2'] / 1e6:14,.2f} km2"
+            share = "" if row["share"] is None else f"{row['share']:8.2%}"
+            print(f"  {row['class_id']:3d} {row['class_name'][:32]:32s}{row['pixel_count']:14,d} px{area}{share}")
+        for window in work.failed_windows[:10]:
+            print(f"  failed window row {window.row} col {window.col} {window.height} x {window.width} px: {window.reason}")
+        if len(work.failed_windows) > 10:
+            print(f"  and {len(work.failed_windows) - 10} more, in the run record")
+        if work.published.complete and not work.published.committed and not work.committed_before:
+            print("  another run finished this scene first; its manifest holds")
+        print(f"  {work.published.mask}")
+    if done:
+        print(f"\n{len(done)} scene(s) were done already: nothing to do for them")
+    for reason in refusals.values():
+        print(f"\nskipped: {reason}")
+    print(f"\nmasks, pictures and STAC items are in {out / 'scenes'}, tables in {out / 'results' / 'areas'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

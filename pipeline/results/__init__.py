@@ -1,0 +1,1 @@
+"""What people and analysts open: tables, pictures, catalogue entries."""

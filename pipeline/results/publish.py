@@ -1,0 +1,151 @@
+"""Make a scene's results from its parts: manifest first, then each file, old or new as a whole.
+
+The manifest commits a scene: what is published follows from it and from the parts, so a run that is killed anywhere is
+finished by the next. Each file carries the attempt it was made from (`input_id`), which is how a scene is known to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from pipeline.errors import Refused, Unreadable
+from pipeline.geometry.windows import Window
+from pipeline.imagery import storage
+from pipeline.imagery.catalogue import Source
+from pipeline.imagery.raster import open_scene
+from pipeline.inference.cog import write_cog, write_mask
+from pipeline.inference.ledger import SceneLedger
+from pipeline.inference.part import FailedWindow, Tally, read_part
+from pipeline.inference.plan import Plan
+from pipeline.models.bundle import NODATA, Bundle
+from pipeline.results.quicklook import draw_quicklook, quicklook_input_id
+from pipeline.results.stac import item_input_id, make_item
+from pipeline.results.tables import AREAS, add_up, areas_rows, table_input_id, write_table
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is there for a scene: `rows` of the areas table, and the windows that failed."""
+
+    mask: Path
+    rows: list[dict[str, Any]]
+    failed: list[FailedWindow]
+    complete: bool
+    committed: bool  # this driver's manifest holds
+
+
+def areas_path(ledger: SceneLedger) -> Path:
+    return Path(ledger.out, "results", "areas", f"{ledger.scene}.parquet")
+
+
+def is_done(ledger: SceneLedger, layers: tuple[str, ...]) -> bool:
+    """Whether the manifest is there and every published file was made from this attempt."""
+    if ledger.manifest() is None:
+        return False
+    folder, attempt = ledger.scene_folder, ledger.attempt
+    return (
+        all(raster_input_id(folder / f"{layer}.tif") == attempt for layer in layers)
+        and table_input_id(areas_path(ledger)) == attempt
+        and quicklook_input_id(folder / "quicklook.png") == attempt
+        and item_input_id(folder / "item.json") == attempt
+    )
+
+
+def raster_input_id(path: Path) -> str | None:
+    """The attempt that a raster was made from; None where there is none."""
+    try:
+        with rasterio.open(path) as dataset:
+            return dataset.tags().get("INPUT_ID")
+    except RasterioError:
+        return None
+
+
+def publish_scene(
+    ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundle, run_id: str, *, accept_partial: bool
+) -> Published:
+    """Publish what the parts hold: the scene, or its partial mask where shards or windows failed.
+
+    Raises Unreadable, with nothing published, where the input no longer has the version that was read.
+    """
+    _check_unchanged(plan, source, bundle)
+    parts = ledger.parts(plan)
+    contents = [read_part(path) for _, path in parts]
+    failed = [window for content in contents for window in content.failed]
+    done = {shard for shard, _ in parts}
+    failed += [FailedWindow(*shard, "the shard failed") for shard in plan.shards() if shard not in done]
+    complete = accept_partial or not (failed and ledger.missing(plan))
+    total = add_up([content.tally for content in contents], plan.classes)
+    rows = areas_rows(plan, bundle, total, ledger.attempt)
+    if not complete:
+        mask = ledger.scene_folder / "mask.partial.tif"
+        _publish(ledger, mask, lambda path: _write_layer("mask", parts, path, plan, bundle, ledger.attempt, total))
+        return Published(mask, rows, failed, False, False)
+    committed = ledger.commit({
+        "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
+        "parts": [path.name for _, path in parts], "pixel_count": total.pixels, "failed_windows": [list(window) for window in failed],
+    })  # fmt: skip
+    _publish_files(ledger, plan, bundle, parts, total, rows)
+    return Published(ledger.scene_folder / "mask.tif", rows, failed, True, committed)
+
+
+def _check_unchanged(plan: Plan, source: Source, bundle: Bundle) -> None:
+    try:
+        version = open_scene(source, bundle.bands).version
+    except Refused as error:
+        raise Unreadable(f"cannot be opened any more: {error}") from None
+    if version != plan.scene.version:
+        raise Unreadable(f"{plan.scene.uri}: changed while it was read: nothing of it was published, start again")
+
+
+def _publish_files(
+    ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[tuple[Window, Path]], total: Tally, rows: list[dict[str, Any]]
+) -> None:
+    """Publish each final file that this attempt has not published yet; the item comes last, since it names the others."""
+    folder, attempt = ledger.scene_folder, ledger.attempt
+    files = {layer: folder / f"{layer}.tif" for layer in plan.layers}
+    for layer, path in files.items():
+        if raster_input_id(path) != attempt:
+            _publish(ledger, path, lambda file, layer=layer: _write_layer(layer, parts, file, plan, bundle, attempt, total))
+    table, quicklook = areas_path(ledger), folder / "quicklook.png"
+    if table_input_id(table) != attempt:
+        _publish(ledger, table, lambda file: write_table(rows, AREAS, file, attempt))
+    if quicklook_input_id(quicklook) != attempt:
+        _publish(ledger, quicklook, lambda file: draw_quicklook(plan, bundle, files["mask"], rows, file, attempt))
+    if item_input_id(folder / "item.json") != attempt:
+        storage.replace_json(folder / "item.json", make_item(plan, bundle, files | {"quicklook": quicklook}, attempt))
+    (folder / "mask.partial.tif").unlink(missing_ok=True)
+    ledger.sweep()
+
+
+def _publish(ledger: SceneLedger, path: Path, write: Callable[[Path], None]) -> None:
+    with storage.discarded(ledger.temporary(path.name)) as finished:
+        write(finished)
+        storage.publish(finished, path)
+
+
+def _write_layer(
+    layer: str, parts: list[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, attempt: str, total: Tally
+) -> None:
+    """Write one layer's COG and compare the mask that was read back with what the parts counted."""
+    if layer == "mask":
+        counts = write_mask(parts, target, plan, bundle, input_id=attempt)
+        expected = np.zeros(256, np.int64)
+        expected[: plan.classes] = total.pixels
+        expected[NODATA] = plan.region.window.pixels - sum(total.pixels)
+        if not np.array_equal(counts, expected):
+            raise RuntimeError(f"{target}: the mask's class counts are not those of its parts: the disk may be damaged; start again")
+        return
+    number = 1 + sum(plan.classes if before == "probabilities" else 1 for before in plan.layers[: plan.layers.index(layer)])
+    many = layer == "probabilities"
+    write_cog(
+        parts, list(range(number, number + (plan.classes if many else 1))), target, region=plan.region.window, grid=plan.scene.grid,
+        tags={"INPUT_ID": attempt, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri},
+        names=[entry.name for entry in bundle.classes] if many else [layer], resampling="AVERAGE",
+    )  # fmt: skip

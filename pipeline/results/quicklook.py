@@ -1,0 +1,108 @@
+"""A picture a person can read: the scene, the mask over it, a legend with each class's share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from rasterio.errors import RasterioError
+
+from pipeline.errors import Unreadable
+from pipeline.imagery.raster import SceneReader
+from pipeline.inference.plan import Plan
+from pipeline.models.bundle import NODATA, Bundle
+
+LONGEST = 900  # px of each of the two pictures
+MARGIN, LINE = 24, 30
+PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
+
+
+def draw_quicklook(plan: Plan, bundle: Bundle, mask: Path, rows: Sequence[dict[str, Any]], target: Path, input_id: str) -> None:
+    """Draw a PNG from the scene and its finished mask; `rows` are the scene's rows of the areas table."""
+    ids_HW = _mask_preview(mask)
+    scene_HWC = _scene_preview(plan, bundle, ids_HW.shape)
+    over_HWC = _overlay(scene_HWC, ids_HW, bundle)
+    height, width = ids_HW.shape
+    two = max(2 * width + 3 * MARGIN, 640)
+    legend = LINE * -(-len(rows) // 2)
+    page = Image.new("RGB", (two, height + 3 * LINE + 2 * MARGIN + legend + LINE), PAPER)
+    draw, font, small = ImageDraw.Draw(page), ImageFont.load_default(20), ImageFont.load_default(16)
+    when = f", {plan.scene.datetime[:10]}" if plan.scene.datetime else ""
+    draw.text((MARGIN, MARGIN // 2), _clip(f"{plan.scene.scene_id}{when}", two // 12), fill=INK, font=font)
+    model = f"{bundle.architecture} {bundle.model_id[:8]}, {plan.precision}"
+    draw.text((MARGIN, MARGIN // 2 + LINE), f"{plan.region.window.width} x {plan.region.window.height} px; {model}", fill=FAINT, font=small)
+    top = MARGIN + 2 * LINE
+    page.paste(Image.fromarray(scene_HWC), (MARGIN, top))
+    page.paste(Image.fromarray(over_HWC), (2 * MARGIN + width, top))
+    _draw_legend(draw, rows, bundle, (MARGIN, top + height + MARGIN), two // 2 - MARGIN, small)
+    note = "grey: no data" if (ids_HW == NODATA).any() else ""
+    draw.text((MARGIN, top + height + MARGIN + legend), note, fill=FAINT, font=small)
+    about = PngInfo()
+    about.add_text("input_id", input_id)
+    page.save(target, format="PNG", pnginfo=about)
+
+
+def quicklook_input_id(path: Path) -> str | None:
+    """The input that a quicklook was made from; None where there is none."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("input_id")
+    except OSError:
+        return None
+
+
+def _mask_preview(mask: Path) -> np.ndarray:
+    with rasterio.open(mask) as dataset:
+        scale = max(dataset.height, dataset.width) / LONGEST
+        height, width = (max(1, round(length / max(scale, 1 / 4))) for length in dataset.shape)
+        return dataset.read(1, out_shape=(height, width))
+
+
+def _scene_preview(plan: Plan, bundle: Bundle, shape: tuple[int, int]) -> np.ndarray:
+    """The scene as RGB, H x W x 3, stretched between the 2nd and the 98th percentile of each band."""
+    names = [(band.common_name or band.name).lower() for band in bundle.bands]
+    colours = [names.index(name) for name in ("red", "green", "blue") if name in names]
+    bands = colours if len(colours) == 3 else [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
+    picture_HWC = np.full((*shape, 3), BLANK, np.uint8)
+    try:
+        with SceneReader(plan.scene) as reader:
+            values_CHW, valid_CHW = reader.preview(plan.region.window, shape)
+    except (Unreadable, RasterioError):
+        return picture_HWC
+    shown_HW = valid_CHW[bands].all(axis=0)
+    for channel, band in enumerate(bands):
+        values = values_CHW[band].astype(np.float32)
+        if shown_HW.any():
+            low, high = np.percentile(values[shown_HW], (2, 98))
+            stretched = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
+            picture_HWC[..., channel] = np.where(shown_HW, stretched.astype(np.uint8), picture_HWC[..., channel])
+    return picture_HWC
+
+
+def _overlay(scene_HWC: np.ndarray, ids_HW: np.ndarray, bundle: Bundle) -> np.ndarray:
+    table = np.full((256, 3), BLANK, np.float32)
+    for value, colour in bundle.colours.items():
+        table[value] = colour
+    shade = scene_HWC.mean(axis=2, keepdims=True)
+    mixed = 0.65 * table[ids_HW] + 0.35 * shade
+    return np.where((ids_HW == NODATA)[..., None], table[ids_HW], mixed).astype(np.uint8)
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, rows: Sequence[dict[str, Any]], bundle: Bundle, corner: tuple[int, int], column: int, font: Any
+) -> None:
+    for number, row in enumerate(rows):
+        x, y = corner[0] + number % 2 * column, corner[1] + number // 2 * LINE
+        draw.rectangle((x, y + 3, x + 26, y + 20), fill=bundle.colours[row["class_id"]], outline=INK)
+        share = "none" if row["share"] is None else f"{row['share']:.1%}"
+        area = f", {row['area_m2'] / 1e6:,.1f} km²" if row["area_m2"] is not None else f", {row['pixel_count']:,} px"
+        draw.text((x + 36, y + 1), f"{_clip(row['class_name'], 30)}  {share}{area}", fill=INK, font=font)
+
+
+def _clip(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
