@@ -112,9 +112,7 @@ def published_ledger(opened: OpenedScene, request: Request) -> SceneLedger | Non
 
 def plan_scene(opened: OpenedScene, bundle: Bundle, request: Request, device: str, budget_bytes: int) -> Plan:
     """The plan of a scene as this run would make it; nothing is written."""
-    return make_plan(
-        opened.scene, opened.region, bundle, request.settings, batch=request.batch, device=device, budget_bytes=budget_bytes
-    )
+    return make_plan(opened.scene, opened.region, bundle, request.settings, batch=request.batch, device=device, budget_bytes=budget_bytes)
 
 
 def adopt_scene(opened: OpenedScene, plan: Plan, request: Request) -> SceneWork:

@@ -22,7 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from cluster.environment import in_submitted_job, secure_embedded_ray
 from cluster.progress import clock
 from cluster.record import RunRecord
-from cluster.scenes import OpenedScene, Request, SceneWork, published_ledger, open_scenes, plan_scene
+from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, published_ledger
 from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.region import Area
@@ -178,7 +178,8 @@ def clean(scenes: Sequence[OpenedScene], request: Request) -> None:
 def print_notes(scenes: Sequence[OpenedScene], refusals: Mapping[str, str], bundle: Bundle) -> None:
     """Say once what a person should know of the model and the scenes before they wait."""
     if bundle.reach.exact_halo is None:
-        print(f"note: {bundle.architecture} can never be exact at tile borders ({bundle.reach.why_not}); halo auto is {bundle.halo} px", file=sys.stderr)
+        why = f"{bundle.architecture} can never be exact at tile borders ({bundle.reach.why_not})"
+        print(f"note: {why}; halo auto is {bundle.halo} px", file=sys.stderr)
     for reason in refusals.values():
         print(f"skipped: {reason}", file=sys.stderr)
     for opened in scenes:
@@ -199,7 +200,8 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
             seconds[key] = seconds_a_tile(plan, bundle, device)
         window = plan.region.window
         print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
-        print(f"  {len(plan.shards())} shards of {plan.shard} px, {plan.tiles} tiles of {plan.tile} px, halo {plan.halo} px, batch {plan.batch}")
+        print(f"  {len(plan.shards())} shards of {plan.shard} px")
+        print(f"  {plan.tiles} tiles of {plan.tile} px, halo {plan.halo} px, batch {plan.batch}")
         print(f"  {plan.precision} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
         print(f"  memory {plan.memory_bytes / GIB:.2f} GiB a worker, disk at most {plan.disk_bytes / MIB:.0f} MiB")
         print(f"  about {clock(plan.tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")

@@ -92,11 +92,11 @@ def _quad_areas_m2(lon: np.ndarray, lat: np.ndarray, *, polar: bool) -> np.ndarr
     radius2 = SEMI_MAJOR_M**2 * _authalic_q(90.0) / 2  # square of the authalic radius
     sine = _authalic_q(lat) / _authalic_q(90.0)  # of the authalic latitude
     turn = np.radians(lon)
-    cylinder = _shoelace(*_corners(turn), *_corners(sine), wrap=True)
+    cylinder = _shoelace(turn, sine, wrap=True)
     if not polar:
         return cylinder * radius2
     radius = np.sqrt(np.maximum(0.0, 2 * (1 - np.abs(sine))))
-    disc = _shoelace(*_corners(radius * np.cos(turn)), *_corners(radius * np.sin(turn)), wrap=False)
+    disc = _shoelace(radius * np.cos(turn), radius * np.sin(turn), wrap=False)
     near_pole = np.minimum.reduce(_corners(np.abs(lat))) > POLAR_DEGREES
     return np.where(near_pole, disc, cylinder) * radius2
 
@@ -112,13 +112,10 @@ def _corners(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     return grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]
 
 
-def _shoelace(x0, x1, x2, x3, y0, y1, y2, y3, *, wrap: bool) -> np.ndarray:  # noqa: PLR0913 - four corners
-    """Areas of quads from their corners in order; `wrap` takes differences in x the short way round the globe."""
-
-    def step(x):
-        delta = x - x0
-        return (delta + np.pi) % (2 * np.pi) - np.pi if wrap else delta
-
-    dx1, dx2, dx3 = step(x1), step(x2), step(x3)
-    dy1, dy2, dy3 = y1 - y0, y2 - y0, y3 - y0
+def _shoelace(x: np.ndarray, y: np.ndarray, *, wrap: bool) -> np.ndarray:
+    """Areas of the quads between corners (x, y); `wrap` takes differences in x the short way round the globe."""
+    x0, *others = _corners(x)
+    dx1, dx2, dx3 = ((other - x0 + np.pi) % (2 * np.pi) - np.pi if wrap else other - x0 for other in others)
+    y0, *others = _corners(y)
+    dy1, dy2, dy3 = (other - y0 for other in others)
     return np.abs(dx1 * dy2 - dx2 * dy1 + dx2 * dy3 - dx3 * dy2) / 2

@@ -79,8 +79,9 @@ def _file(path: Path) -> Source:
 
 
 def _stac(path: Path) -> list[Source]:
-    content = storage.read_json(path)
-    kind = content.get("type") if isinstance(content, dict) else None
+    read = storage.read_json(path)
+    content: dict[str, Any] = read if isinstance(read, dict) else {}
+    kind = content.get("type")
     if kind == "FeatureCollection":
         items = content.get("features", [])
         if not items:
@@ -95,9 +96,7 @@ def _item(item: dict[str, Any], path: Path, uri: str) -> Source:
     if not isinstance(item.get("id"), str) or not isinstance(item.get("assets"), dict):
         raise Refused(f"{path}: a STAC item needs an id and assets")
     assets = tuple(
-        Asset(_href(asset["href"], path), _band_entries(key, asset))
-        for key, asset in item["assets"].items()
-        if _holds_bands(asset)
+        Asset(_href(asset["href"], path), _band_entries(key, asset)) for key, asset in item["assets"].items() if _holds_bands(asset)
     )
     if not assets:
         raise Refused(f"{path}: item {item['id']} lists no raster assets with the role data")

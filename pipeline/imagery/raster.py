@@ -237,7 +237,9 @@ class SceneReader:
                 mask = dataset.dataset_mask(window=area, out_shape=(height, width)) if bands[0].masked else None
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise Unreadable(f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}") from error
+                raise Unreadable(
+                    f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}"
+                ) from error
             for number, band, plane in zip(numbers, bands, values, strict=True):
                 valid = valid_CHW[number]
                 if plane.dtype.kind == "f":
@@ -305,7 +307,8 @@ def _check_file(dataset: DatasetReader) -> None:
         raise Refused(f"{path}: its geotransform has no area: correct it first (gdal_edit.py -a_ullr)")
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """One band of a scene's files: where it is, what the catalogue says of it, and the names it answers to."""
 
     dataset: DatasetReader
@@ -357,7 +360,9 @@ def _scene_band(band: Band, found: Found, grid: Grid) -> SceneBand:
         raise Refused(f"{path}: is a palette image: expand it to colours first (gdal_translate -expand rgb)")
     warped = not _same_grid(_grid_of(dataset), grid)
     if warped and (dataset.crs is None or grid.crs is None):
-        raise Refused(f"{path}: lies on another grid than the scene's first band and one of them has no CRS: assign it (gdal_edit.py -a_srs)")
+        raise Refused(
+            f"{path}: lies on another grid than the scene's first band and one of them has no CRS: assign it (gdal_edit.py -a_srs)"
+        )
     unscaled = (dataset.scales[index - 1], dataset.offsets[index - 1]) == (1.0, 0.0)
     scale = entry.scale if unscaled and entry.scale is not None else dataset.scales[index - 1]
     offset = entry.offset if unscaled and entry.offset is not None else dataset.offsets[index - 1]

@@ -43,7 +43,7 @@ class Area:
         try:
             read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
             polygons = read(path).geometry
-        except Exception as error:  # noqa: BLE001 - each driver raises its own kind
+        except Exception as error:
             raise Refused(f"{path}: cannot be read as a vector file ({' '.join(str(error).split())[:160]})") from None
         polygons = polygons[~(polygons.isna() | polygons.is_empty)].make_valid()
         polygons = polygons[polygons.geom_type.isin(["Polygon", "MultiPolygon", "GeometryCollection"])]

@@ -24,9 +24,7 @@ CREATION = {
 }  # fmt: skip
 
 
-def write_mask(
-    parts: Iterable[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, *, input_id: str
-) -> np.ndarray:
+def write_mask(parts: Iterable[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, *, input_id: str) -> np.ndarray:
     """Write the class ids of a scene as a COG with colour table, class table and `input_id`; returns its value counts."""
     tags = {"CLASSES": json.dumps(bundle.class_table), "INPUT_ID": input_id, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri}
     return write_cog(

@@ -72,9 +72,9 @@ def scene_folder(out: Path, scene_id: str, uri: str, *, claim: bool) -> str:
         if claim:
             storage.create_json(owner, {"uri": uri})
         found = storage.read_json(owner)
-        if found is None or found.get("uri") == uri:
+        if found is None or found["uri"] == uri:
             return name
-    raise Refused(f"{owner}: belongs to {found.get('uri')}; choose another --output")
+    raise Refused(f"{owner}: belongs to another scene; choose another --output")
 
 
 @dataclass(frozen=True)

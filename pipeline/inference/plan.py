@@ -227,9 +227,7 @@ def _shard(asked: int | str, region: Window) -> int:
     return asked
 
 
-def _best_tile(
-    scene: Scene, region: Region, stride: int, halo: int, shard: int, memory: Any, budget_bytes: int
-) -> int:
+def _best_tile(scene: Scene, region: Region, stride: int, halo: int, shard: int, memory: Any, budget_bytes: int) -> int:
     """The tile with the least estimated work among those that fit: overlap falls with its size, cache misses rise."""
 
     def work(tile: int) -> float:
@@ -260,9 +258,7 @@ def _file_itemsize(scene: Scene) -> int:
     return max(np.dtype(band.dtype).itemsize for band in scene.bands)
 
 
-def _memory_bytes(
-    scene: Scene, bundle: Bundle, precision: str, tile: int, halo: int, batch: int, shard: int, layers: int
-) -> int:
+def _memory_bytes(scene: Scene, bundle: Bundle, precision: str, tile: int, halo: int, batch: int, shard: int, layers: int) -> int:
     """The peak of one actor, without GDAL's cache."""
     height, width = (min(tile, ceil_to(length, bundle.reach.stride)) for length in (scene.grid.height, scene.grid.width))
     tile_px = height * width

@@ -35,7 +35,8 @@ from pipeline.inference.plan import Auto, Plan, Settings, make_plan, memory_allo
 from pipeline.models.bundle import NODATA, Bundle, load_bundle
 from pipeline.models.engine import Engine, Scaling, choose_device, describe_device, layer_count
 
-T, R = TypeVar("T"), TypeVar("R")
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def _infer(
     return failed
 
 
-def prefetched(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+def prefetched(pool: ThreadPoolExecutor, work: Callable[[Item], Done], items: Iterable[Item], ahead: int) -> Iterator[Done]:
     """`work` of each item, in order, with up to `ahead` items under way in the pool; its exceptions reach the caller."""
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[Future[Done]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
         if len(waiting) > ahead:

@@ -89,9 +89,8 @@ class Engine:
 
     def _layers(self, logits_KHW: torch.Tensor, core: Window) -> np.ndarray | None:
         logits_KHW = logits_KHW[:, *core.slices()]
-        if not torch.isfinite(logits_KHW.sum(dtype=torch.float32)):
-            if not torch.isfinite(logits_KHW).all():
-                return None
+        if not torch.isfinite(logits_KHW.sum(dtype=torch.float32)) and not torch.isfinite(logits_KHW).all():
+            return None  # the sum alone may overflow
         ids_HW = logits_KHW.max(dim=0).indices.to(torch.uint8)  # on a CPU 5 times faster than argmax(0)
         if self.layers == ("mask",):
             return ids_HW[None].cpu().numpy()

@@ -47,7 +47,7 @@ def find_reach(network: nn.Module, bands: int) -> Reach:
     if reason:
         for module in probe.modules():  # the stride does not depend on what sees everything
             if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-                module.forward = _zeros_like_pooled  # type: ignore[method-assign]
+                module.forward = _zeros_like_pooled  # type: ignore[method-assign, assignment]
         probe = _without_normalisation(probe)
     length = BLOCK
     while length <= LONGEST:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,7 @@ def raster_input_id(path: Path) -> str | None:
         return None
 
 
-def publish_scene(
-    ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundle, run_id: str, *, accept_partial: bool
-) -> Published:
+def publish_scene(ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundle, run_id: str, *, accept_partial: bool) -> Published:
     """Publish what the parts hold: the scene, or its partial mask where shards or windows failed.
 
     Raises Unreadable, with nothing published, where the input no longer has the version that was read.
@@ -85,7 +84,7 @@ def publish_scene(
     rows = areas_rows(plan, bundle, total, ledger.attempt)
     if not complete:
         mask = ledger.scene_folder / "mask.partial.tif"
-        _publish(ledger, mask, lambda path: _write_layer("mask", parts, path, plan, bundle, ledger.attempt, total))
+        _publish(ledger, mask, partial(_write_layer, "mask", parts, plan=plan, bundle=bundle, attempt=ledger.attempt, total=total))
         return Published(mask, rows, failed, False, False)
     committed = ledger.commit({
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
@@ -112,7 +111,7 @@ def _publish_files(
     files = {layer: folder / f"{layer}.tif" for layer in plan.layers}
     for layer, path in files.items():
         if raster_input_id(path) != attempt:
-            _publish(ledger, path, lambda file, layer=layer: _write_layer(layer, parts, file, plan, bundle, attempt, total))
+            _publish(ledger, path, partial(_write_layer, layer, parts, plan=plan, bundle=bundle, attempt=attempt, total=total))
     table, quicklook = areas_path(ledger), folder / "quicklook.png"
     if table_input_id(table) != attempt:
         _publish(ledger, table, lambda file: write_table(rows, AREAS, file, attempt))

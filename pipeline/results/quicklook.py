@@ -100,7 +100,7 @@ def _draw_legend(
         x, y = corner[0] + number % 2 * column, corner[1] + number // 2 * LINE
         draw.rectangle((x, y + 3, x + 26, y + 20), fill=bundle.colours[row["class_id"]], outline=INK)
         share = "none" if row["share"] is None else f"{row['share']:.1%}"
-        area = f", {row['area_m2'] / 1e6:,.1f} km²" if row["area_m2"] is not None else f", {row['pixel_count']:,} px"
+        area = f", {row['area_m2'] / 1e6:,.1f} km2" if row["area_m2"] is not None else f", {row['pixel_count']:,} px"
         draw.text((x + 36, y + 1), f"{_clip(row['class_name'], 30)}  {share}{area}", fill=INK, font=font)
 
 

@@ -123,7 +123,7 @@ def _footprint(plan: Plan) -> tuple[dict[str, Any] | None, list[float] | None]:
     outline = shapely.make_valid(shapely.Polygon(np.column_stack([np.where(lon < 0, lon + 360, lon) if crosses else lon, lat])))
     west, south, east, north = outline.bounds
     if crosses and east > 180:
-        beyond = outline.intersection(shapely.box(180, -90, 360, 90))
-        outline = shapely.union_all([outline.intersection(shapely.box(0, -90, 180, 90)), shapely.transform(beyond, lambda xy: xy - (360, 0))])
+        beyond = shapely.transform(outline.intersection(shapely.box(180, -90, 360, 90)), lambda xy: xy - (360, 0))
+        outline = shapely.union_all([outline.intersection(shapely.box(0, -90, 180, 90)), beyond])
         east -= 360
     return shapely.geometry.mapping(outline), [west, south, east, north]

@@ -32,7 +32,9 @@ AREAS = pa.schema([
 
 def add_up(tallies: Sequence[Tally], classes: int) -> Tally:
     """The totals of a scene. They do not depend on the order of its parts: area sums are rounded to the square millimetre."""
-    pixels = np.sum([tally.pixels for tally in tallies], axis=0, dtype=np.int64) if tallies else np.zeros(classes, np.int64)
+    pixels = np.zeros(classes, np.int64)
+    for tally in tallies:
+        pixels += tally.pixels
     areas = [tally.area_m2 for tally in tallies if tally.area_m2 is not None]
     confidence = [tally.confidence for tally in tallies if tally.confidence is not None]
     return Tally(

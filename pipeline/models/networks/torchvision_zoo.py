@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torchvision.models import segmentation
 
 TORCHVISION_NAMES = (
     "fcn_resnet50",
@@ -21,6 +22,8 @@ class TorchvisionSegmenter(nn.Module):
 
     def __init__(self, name: str, bands: int, classes: int):
         super().__init__()
+        from torchvision.models import segmentation  # 3 s to import, which only these networks should cost
+
         self.network = segmentation.__dict__[name](weights=None, weights_backbone=None, num_classes=classes)
         if bands != 3:
             adapt_first_convolution(self.network.backbone, bands)
@@ -32,8 +35,7 @@ class TorchvisionSegmenter(nn.Module):
 def adapt_first_convolution(backbone: nn.Module, bands: int) -> None:
     """Replace, in place, the first convolution by a fresh one that takes `bands` channels."""
     path, first = next((path, module) for path, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
-    adapted = nn.Conv2d(
-        bands, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
-    )
+    settings: Any = {"kernel_size": first.kernel_size, "stride": first.stride, "padding": first.padding, "bias": first.bias is not None}
+    adapted = nn.Conv2d(bands, first.out_channels, **settings)
     parent, _, name = path.rpartition(".")
     setattr(backbone.get_submodule(parent), name, adapted)

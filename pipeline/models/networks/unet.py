@@ -23,8 +23,7 @@ class UNet(nn.Module):
         )
         self.bottom = nn.Sequential(double_convolution(widths[-2], widths[-1]), nn.Dropout2d(dropout))
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(below, level, kernel_size=2, stride=2)
-            for below, level in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            nn.ConvTranspose2d(below, level, kernel_size=2, stride=2) for below, level in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.merge = nn.ModuleList(double_convolution(2 * level, level) for level in widths[-2::-1])
         self.head = nn.Conv2d(width, classes, kernel_size=1)
