@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import shapely
 from rasterio.errors import RasterioError
+from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
 from pipeline.geometry.areas import LONLAT
@@ -33,7 +34,7 @@ def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, Path], input_id: s
     """The item of the files in one scene folder: `files` are layers and `quicklook`, by name."""
     footprint, bbox = _footprint(plan)
     grid, window = plan.scene.grid, plan.region.window
-    transform = grid.affine @ grid.affine.translation(window.col, window.row)
+    transform = grid.affine * Affine.translation(window.col, window.row)
     when, source = plan.scene.datetime, "the scene"
     if when is None:
         newest = max(os.stat(band.path).st_mtime for band in plan.scene.bands)
