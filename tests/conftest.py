@@ -1,8 +1,8 @@
-"""Bundles that the tests of several rooms share."""
+"""Bundles, and a Ray cluster, that the tests of several rooms share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from pipeline.imagery.raster import Band
 from pipeline.models.bundle import Bundle, ClassEntry, save_bundle
 from pipeline.models.networks import build_network
+from tests.processes import ray_head
 from tests.toys import COLOURS, smooth_noise, whole_numbers, wide_logits
 
 torch.set_num_threads(1)  # one stream a core, as actors run: OpenMP's barriers collapse on a shared machine
@@ -74,3 +75,10 @@ def exact_unet(make_bundle: MakeBundle) -> Bundle:
 def identity(make_bundle: MakeBundle) -> Bundle:
     """The network whose mask is its first band."""
     return make_bundle("identity", bands=1, classes=250)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[dict[str, str]]:
+    """A cluster of one node with two cores, and what a user of it has in the environment; it ends with the session."""
+    with ray_head() as environment:
+        yield environment

@@ -58,7 +58,7 @@ class Engine:
         """
         try:
             logits_BKHW = self.logits(batch, scaling, size)
-            return [self._layers(logits_KHW, core) for logits_KHW, core in zip(logits_BKHW, cores, strict=False)]
+            return [self._layers(logits_KHW, core) for logits_KHW, core in zip(logits_BKHW[: len(batch)], cores, strict=True)]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise

@@ -1,0 +1,110 @@
+"""The dispatch loop on a real Ray: order does not matter, attempts are counted, poison is quarantined, nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.dispatch import ATTEMPTS, Outcome, Task, dispatch
+from pipeline.errors import Refused, Unreadable
+from tests.processes import PROJECT
+
+
+@pytest.fixture(scope="module")
+def joined(ray_cluster: dict[str, str]) -> Iterator[None]:
+    """This process as a driver of the tests' cluster."""
+    os.environ |= ray_cluster
+    from ray._raylet import Config
+
+    Config.initialize("")  # Ray reads its authentication mode when it is imported, which was before
+    ray.init(
+        address=ray_cluster["RAY_ADDRESS"], runtime_env={"working_dir": None, "env_vars": {"PYTHONPATH": str(PROJECT)}}, log_to_driver=False
+    )
+    yield
+    ray.shutdown()
+
+
+class Toy:
+    """What an actor may do to a driver."""
+
+    def ready(self) -> None:
+        return None
+
+    def square(self, number: int) -> int:
+        return number * number
+
+    def crash(self, marker: str, times: int) -> str:
+        """End the process `times` times, then answer."""
+        tried = Path(marker)
+        count = len(tried.read_text()) if tried.exists() else 0
+        tried.write_text("x" * (count + 1))
+        if count < times:
+            os._exit(1)
+        return "survived"
+
+    def hang(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def fail(self, kind: str) -> None:
+        raise {"data": Unreadable, "input": Refused, "bug": KeyError}[kind]("as asked")
+
+
+@pytest.fixture
+def actors(joined: None) -> Iterator[list[Any]]:
+    handles = [ray.remote(Toy).options(num_cpus=1, max_restarts=-1, max_task_retries=0).remote() for _ in range(2)]
+    yield handles
+    for handle in handles:
+        ray.kill(handle)
+
+
+def outcomes(tasks: list[Task], actors: list[Any], deadline_s: float = 60.0) -> dict[Any, Outcome]:
+    return {outcome.task.about: outcome for outcome in dispatch(deque(tasks), actors, deadline_s=deadline_s)}
+
+
+def test_every_task_is_done_once_and_work_may_be_added(actors: list[Any]):
+    work = deque(Task("square", (number,), number) for number in range(100))
+    seen = []
+    for outcome in dispatch(work, actors, deadline_s=60):
+        seen.append(outcome)
+        if outcome.task.about == 50:
+            work.append(Task("square", (1000,), "added"))
+    assert sorted(str(outcome.task.about) for outcome in seen) == sorted([*map(str, range(100)), "added"])
+    assert all(outcome.result == outcome.task.arguments[0] ** 2 and outcome.task.attempts == 1 for outcome in seen)
+
+
+def test_poison_is_quarantined_and_takes_nothing_along(actors: list[Any], tmp_path: Path):
+    tasks = [Task("square", (number,), number) for number in range(20)]
+    tasks.insert(3, Task("crash", (str(tmp_path / "poison"), 1000), "poison"))
+    tasks.insert(9, Task("crash", (str(tmp_path / "once"), 1), "once"))
+    found = outcomes(tasks, actors)
+    assert found["poison"].failure and f"{ATTEMPTS} attempts" in found["poison"].failure
+    assert len((tmp_path / "poison").read_text()) == ATTEMPTS
+    assert found["once"].result == "survived"
+    assert [found[number].result for number in range(20)] == [number**2 for number in range(20)]
+
+
+def test_a_task_past_its_deadline_is_killed_and_tried_again(actors: list[Any]):
+    tasks = [Task("hang", (300.0,), "hang"), *(Task("square", (number,), number) for number in range(5))]
+    began = time.monotonic()
+    found = outcomes(tasks, actors, deadline_s=2.0)
+    assert time.monotonic() - began < 60
+    assert "took longer than 2 s (3 attempts)" in str(found["hang"].failure)
+    assert [found[number].result for number in range(5)] == [0, 1, 4, 9, 16]
+
+
+def test_failures_on_data_are_not_tried_again_and_bugs_are(actors: list[Any]):
+    found = outcomes([Task("fail", ("data",), "data"), Task("fail", ("bug",), "bug")], actors)
+    assert found["data"].failure == "Unreadable: as asked (1 attempt)"
+    assert found["bug"].failure == "KeyError: 'as asked' (3 attempts)"
+
+
+def test_a_refusal_ends_the_run(actors: list[Any]):
+    with pytest.raises(Refused, match="as asked"):
+        outcomes([Task("fail", ("input",), "input")], actors)

@@ -1,0 +1,134 @@
+"""Processes that tests start, find and end: jobs as a person runs them, and a Ray cluster of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without anything of Ray's, and this Python's folder first on the path."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "RAY_USAGE_STATS_ENABLED": "0", **more}
+
+
+def start(command: list[object], **environment: str) -> subprocess.Popen[str]:
+    """Start a command in the project's folder, as the leader of its own group, with its output kept."""
+    return subprocess.Popen(
+        list(map(str, command)), cwd=PROJECT, env=clean_environment(**environment), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(command: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's folder to its end."""
+    process = start(command, **environment)
+    try:
+        out, err = process.communicate(timeout=280)
+    finally:
+        end_group(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def job_command(job: str, *arguments: object) -> list[object]:
+    return [sys.executable, f"jobs/{job}.py", *arguments]
+
+
+@contextmanager
+def ray_head(cpus: int = 2) -> Iterator[dict[str, str]]:
+    """A Ray head on ports of its own, with token authentication. Yields the environment that its users set."""
+    port, dashboard = free_port(), free_port()
+    environment = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets need short paths
+        command = [
+            RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
+            f"--num-cpus={cpus}", f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000",
+        ]  # fmt: skip
+        head = subprocess.Popen(
+            command, env=clean_environment(**environment) | {"RAY_ADDRESS": ""}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            wait_for(lambda: answers(dashboard), 90)
+            yield environment
+        finally:
+            end_group(head)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+    found, known = [], {pid}
+    while new := [child for child, parent in parents.items() if parent in known and child not in known]:
+        known |= set(new)
+        found += new
+    return found
+
+
+def titled(pids: list[int], title: str) -> list[int]:
+    """Those processes whose command line holds `title`."""
+    found = []
+    for pid in pids:
+        try:
+            if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(happened: Callable[[], object], seconds: float, every: float = 0.1) -> None:
+    """Wait until `happened()`; fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"did not happen within {seconds} s"
+        time.sleep(every)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """End a process that leads its own group, and all that it started, wherever they went."""
+    others = descendants(process.pid)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, how)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                continue
+    for pid in others:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
