@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import shapely
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
-from rasterio.warp import transform as transform_points
 
-from pipeline.geometry.areas import LONLAT
+from pipeline.geometry.areas import to_lonlat
 from pipeline.imagery import storage
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
@@ -105,17 +103,14 @@ def _slug(name: str) -> str:
 def _footprint(plan: Plan) -> tuple[dict[str, Any] | None, list[float] | None]:
     """The outline of the region in longitude and latitude, cut at the antimeridian, and its bounding box."""
     grid, window = plan.scene.grid, plan.region.window
-    if not plan.scene.on_ground:
-        return None, None
     steps = np.linspace(0, 1, EDGE_POINTS, endpoint=False)
     zero, one = np.zeros_like(steps), np.ones_like(steps)
     cols = window.col + window.width * np.concatenate([zero, steps, one, 1 - steps])
     rows = window.row + window.height * np.concatenate([steps, one, 1 - steps, zero])
-    x, y = grid.affine * (cols, rows)
-    try:
-        lon, lat = np.array(transform_points(grid.rasterio_crs, LONLAT, x, y))
-    except RasterioError:
+    crs = grid.rasterio_crs
+    if crs is None or not plan.scene.on_ground:
         return None, None
+    lon, lat = to_lonlat(*(grid.affine * (cols, rows)), crs)
     known = np.isfinite(lon) & np.isfinite(lat)
     if known.sum() < 3:
         return None, None

@@ -1,0 +1,123 @@
+"""What is decided once: every `auto`, the tiles of each shard, memory, and what is refused before work begins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.errors import Refused
+from pipeline.geometry.windows import Window
+from pipeline.imagery.raster import Grid, Scene, SceneBand
+from pipeline.imagery.region import Region
+from pipeline.inference.plan import GIB, Plan, Settings, make_plan, memory_allotted
+from pipeline.models.bundle import Bundle
+
+CPU = "cpu x86_64 AVX512"
+
+
+def scene_of(height: int, width: int, block: tuple[int, int] = (512, 512), dtype: str = "uint8") -> Scene:
+    band = SceneBand("band_1", "/scene.tif", 1, dtype, None, 1.0, 0.0, masked=False, warped=False, categorical=False)
+    grid = Grid(height, width, (10.0, 0.0, 0.0, 0.0, -10.0, 0.0), None)
+    return Scene("scene", "/scene.tif", None, "v1", grid, (band, band, band), block, None)
+
+
+def plan_of(scene: Scene, bundle: Bundle, budget_bytes: int = 8 * GIB, region: Region | None = None, **settings: object) -> Plan:
+    return make_plan(
+        scene, region or Region(scene.grid.window), bundle, Settings(**settings), batch="auto", device=CPU, budget_bytes=budget_bytes
+    )  # fmt: skip
+
+
+def test_a_plan_survives_json(unet: Bundle):
+    region = Region(Window(512, 0, 512, 1024), {"type": "Polygon", "coordinates": [[[0, 600], [900, 600], [900, 900], [0, 600]]]})
+    plan = plan_of(scene_of(2000, 3000), unet, region=region, layers=("mask", "confidence"))
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (500, 700), (1428, 1128), (5000, 3000), (10000, 10000)])
+@pytest.mark.parametrize("halo", [0, 8, 48])
+def test_redundancy_is_what_the_tiles_read(unet: Bundle, height: int, width: int, halo: int):
+    plan = plan_of(scene_of(height, width), unet, halo=halo)
+    tiles = [tile for shard in plan.shards() for row in plan.tile_rows(shard) for tile in row]
+    assert plan.tiles == len(tiles)
+    assert plan.redundancy == pytest.approx(sum(tile.read.pixels for tile in tiles) / (height * width))
+    assert sum(tile.core.pixels for tile in tiles) == height * width
+
+
+def test_auto_tile_wastes_less_than_the_usual_tiles(unet: Bundle):
+    scene = scene_of(10_000, 10_000)
+    auto = plan_of(scene, unet)
+    assert auto.redundancy < min(plan_of(scene, unet, tile=tile).redundancy for tile in (256, 512)) and auto.redundancy < 1.5
+
+
+def test_auto_shards_keep_many_workers_busy(unet: Bundle):
+    assert [plan_of(scene_of(side, side), unet).shard for side in (100, 5_000, 20_000, 100_000)] == [1024, 1024, 2048, 4096]
+
+
+def test_memory_does_not_grow_with_the_scene(unet: Bundle):
+    """Law 3, as computed: the same for 0.1, 1 and 10 gigapixels, plus a row of the file's own blocks where it is striped."""
+    tiled = [plan_of(scene_of(side, side), unet, shard=2048, tile=512).memory_bytes for side in (10_000, 32_000, 100_000)]
+    assert max(tiled) <= 1.001 * min(tiled)
+    striped = plan_of(scene_of(100_000, 100_000, block=(1, 100_000)), unet, shard=2048, tile=512).memory_bytes
+    assert striped - tiled[0] <= 3 * 100_000 * (512 + 2)
+
+
+def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(unet: Bundle):
+    scene = scene_of(20_000, 20_000)
+    plans = [plan_of(scene, unet, budget_bytes=int(budget * GIB)) for budget in (4.0, 1.3, 1.15)]
+    assert [plan.tile for plan in plans] == sorted((plan.tile for plan in plans), reverse=True)
+    assert plans[0].tile > plans[-1].tile
+    with pytest.raises(Refused, match=r"one worker needs .* GiB and may use 0\.5 GiB: choose a smaller --tile"):
+        plan_of(scene, unet, budget_bytes=GIB // 2)
+    huge = scene_of(65_536, 65_536, block=(65_536, 65_536))
+    with pytest.raises(Refused, match="make it a COG first"):
+        plan_of(huge, unet, budget_bytes=4 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"halo": 20}, "--halo 20: must be a multiple of the network's stride, 8 px"),
+        ({"tile": 100}, "--tile 100: must be a multiple of the network's stride 8 px"),
+        ({"tile": 96}, "above twice the halo of 48 px"),
+        ({"shard": 700}, "--shard 700: must be 512, 1024"),
+        ({"shard": 1536}, "--shard 1536"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(unet: Bundle, settings: dict[str, object], message: str):
+    with pytest.raises(Refused, match=message):
+        plan_of(scene_of(2000, 2000), unet, **settings)
+
+
+def test_halo_words(unet: Bundle, make_bundle):
+    measured = replace(unet, halo=16)
+    assert [plan_of(scene_of(900, 900), measured, halo=halo).halo for halo in ("auto", "exact", 24)] == [16, 48, 24]
+    never = make_bundle("lraspp_mobilenet_v3_large", bands=3, classes=2)
+    assert plan_of(scene_of(900, 900), never).halo == 128
+    with pytest.raises(Refused, match=r"can never be exact \(global pooling\)"):
+        plan_of(scene_of(900, 900), never, halo="exact")
+
+
+def test_the_region_keeps_the_scenes_tiles(unet: Bundle):
+    scene = scene_of(3000, 3000)
+    whole = plan_of(scene, unet, shard=1024, tile=512)
+    part = plan_of(scene, unet, shard=1024, tile=512, region=Region(Window(1024, 1024, 1024, 1024)))
+    tiles = {tile for shard in whole.shards() for row in whole.tile_rows(shard) for tile in row}
+    assert {tile for shard in part.shards() for row in part.tile_rows(shard) for tile in row} <= tiles
+
+
+def test_what_this_machine_allots():
+    assert 2**28 < memory_allotted() < 2**45
+
+
+def test_names_of_shards_are_unique(unet: Bundle):
+    plan = plan_of(scene_of(9_000, 9_000), unet)
+    names = [plan.shard_name(shard) for shard in plan.shards()]
+    assert len(set(names)) == len(names) == int(np.ceil(9_000 / plan.shard)) ** 2
+
+
+def test_a_plan_is_not_made_for_a_batch_of_none(unet: Bundle):
+    with pytest.raises(Refused, match="--batch 0"):
+        make_plan(scene_of(9, 9), Region(Window(0, 0, 9, 9)), unet, Settings(), batch=0, device=CPU, budget_bytes=GIB * 4)
