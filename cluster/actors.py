@@ -21,11 +21,12 @@ class Worker:
     """A Segmenter behind Ray, which also publishes scenes, so that the driver never handles a raster."""
 
     def __init__(self, bundle: str, device: str):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said once, in the plan's notes
-        self.segmenter = Segmenter(bundle, device)
+        self.bundle, self.device = bundle, device
 
     def ready(self) -> None:
-        """Answers once the actor is up."""
+        """Load the model. It comes before all else, also after a restart, and raises Refused where the bundle is wrong."""
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said once, in the plan's notes
+        self.segmenter = Segmenter(self.bundle, self.device)
 
     def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
         return self.segmenter.segment(plan, shard, ledger, accept_partial)

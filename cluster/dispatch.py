@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +54,10 @@ class _Actor:
         return IN_FLIGHT - len(self.flying)
 
 
-def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float) -> Iterator[Outcome]:
+def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float, tick: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
     """Run the tasks in `work` and yield their outcomes as they come; the caller may add to `work` meanwhile.
+
+    `tick` is called every second or more often.
 
     A task whose actor dies, that runs past `deadline_s`, or that raises, is begun again, up to 3 times in all; one that
     raises Unreadable has failed on its data and is not. Raises Refused where an actor does, since then all would, and
@@ -66,6 +68,7 @@ def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float) ->
     alive_at = time.monotonic()
     while work or suspects or any(actor.flying for actor in actors):
         now = time.monotonic()
+        tick()
         for actor in actors:
             _ask(actor, now)
             _load(actor, work, suspects, now)

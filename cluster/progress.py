@@ -17,16 +17,22 @@ class Progress:
         self.shards, self.pixels, self.stream = shards, pixels, stream
         self.done_shards = self.done_pixels = 0
         self.began = self.written = time.monotonic()
-        self.bar = stream.isatty()
+        self.bar, self.ended = stream.isatty(), shards == 0
 
     def add(self, pixels: int) -> None:
         """One more shard of that many pixels is done."""
         self.done_shards += 1
         self.done_pixels += pixels
+        self.tick()
+
+    def tick(self) -> None:
+        """Write, if it is time to."""
         now = time.monotonic()
-        if now - self.written >= (BAR_EVERY_S if self.bar else LINE_EVERY_S) or self.done_shards == self.shards:
-            self.written = now
-            self._write(now)
+        finished = self.done_shards == self.shards
+        if self.ended or not (finished or now - self.written >= (BAR_EVERY_S if self.bar else LINE_EVERY_S)):
+            return
+        self.written, self.ended = now, finished
+        self._write(now)
 
     def close(self) -> None:
         """End the bar's line."""
@@ -35,8 +41,8 @@ class Progress:
 
     def _write(self, now: float) -> None:
         seconds = max(now - self.began, 1e-9)
-        left = (self.pixels - self.done_pixels) * seconds / max(self.done_pixels, 1)
-        text = f"{self.done_shards}/{self.shards} shards, {self.done_pixels / seconds / 1e6:.2f} MPix/s, {clock(left)} left"
+        left = clock((self.pixels - self.done_pixels) * seconds / self.done_pixels) if self.done_pixels else "unknown time"
+        text = f"{self.done_shards}/{self.shards} shards, {self.done_pixels / seconds / 1e6:.2f} MPix/s, {left} left"
         if self.bar:
             filled = BAR_WIDTH * self.done_shards // max(self.shards, 1)
             self.stream.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}\x1b[K")

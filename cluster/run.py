@@ -63,7 +63,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: st
         if not work.missing:
             queue.append(publication(number))
     progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))
-    for outcome in dispatch(queue, actors, deadline_s=SHARD_DEADLINE_S):
+    for outcome in dispatch(queue, actors, deadline_s=SHARD_DEADLINE_S, tick=progress.tick):
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:

@@ -74,22 +74,25 @@ class SceneWork:
 def open_scenes(places: Sequence[str], bundle: Bundle, area: Area | None) -> tuple[list[OpenedScene], dict[str, str]]:
     """Open the scenes that `places` name. Returns those that can be segmented, and why each of the others cannot.
 
-    Raises Refused where none can.
+    Scenes outside the region are left out. Raises Refused where none is left.
     """
     opened: list[OpenedScene] = []
+    outside: list[str] = []
     refusals: dict[str, str] = {}
     for source in _find(places, refusals):
         try:
             scene = open_scene(source, bundle.bands)
             region = region_of(scene, area)
             if region is None:
-                raise Refused(f"{source.uri}: lies outside the region that was asked for")
+                outside.append(f"{source.uri}: lies outside the region that was asked for")
+                continue
             check_scaling(scene, bundle.bands)
             opened.append(OpenedScene(source, scene, region))
         except Refused as error:
             refusals[source.uri] = str(error)
     if not opened:
-        raise Refused(next(iter(refusals.values())) + (f" (and {len(refusals) - 1} more scenes)" if len(refusals) > 1 else ""))
+        first, *others = [*refusals.values(), *outside]
+        raise Refused(f"{first} (and {len(others)} more scenes)" if others else first)
     return opened, refusals
 
 

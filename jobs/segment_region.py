@@ -63,8 +63,8 @@ def segment_region(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.model)
     area = read_area(options)
     description = describe_dataset(bundle, request.settings, area.label if area else None)
-    compare_dataset(request.out, description)
     storage.check_writable(request.out)
+    compare_dataset(request.out, description)
     scenes, refusals = open_scenes(options.scenes, bundle, area)
     print_notes(scenes, refusals, bundle)
     if options.dry_run:

@@ -69,7 +69,7 @@ def _mosaic(
     placed = [(part.relative_to(region), path) for part, path in parts]
     lines = [f'<VRTDataset rasterXSize="{region.width}" rasterYSize="{region.height}">']
     if grid.crs:
-        lines.append(f'<SRS>{escape(grid.crs)}</SRS>')
+        lines.append(f"<SRS>{escape(grid.crs)}</SRS>")
     transform = grid.affine * Affine.translation(region.col, region.row)
     if not transform.is_identity:
         lines.append(f"<GeoTransform>{', '.join(map(repr, transform.to_gdal()))}</GeoTransform>")

@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline.errors import Refused
+from pipeline.errors import Unreadable
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import BLOCK, Window
 from pipeline.inference.plan import Plan
@@ -106,6 +106,20 @@ class PartWriter:
             self._confidence += np.bincount(mask_HW.ravel(), weights=weights, minlength=256).astype(np.int64)
 
 
+def check_part(path: Path, tally: Tally) -> None:
+    """Read the mask of a finished part back and compare its counts. Raises OSError where they differ.
+
+    On a full disk GDAL leaves a file that opens, and fails only when it is read.
+    """
+    try:
+        with rasterio.open(path) as dataset:
+            counts = np.bincount(dataset.read(1).ravel(), minlength=256)[: len(tally.pixels)].tolist()
+    except RasterioError as error:
+        raise OSError(f"{path}: cannot be read back ({error}): is the disk full?") from None
+    if counts != tally.pixels:
+        raise OSError(f"{path}: reads back differently from what was written: is the disk full?")
+
+
 class PartContent(NamedTuple):
     """What a part says of itself."""
 
@@ -115,11 +129,11 @@ class PartContent(NamedTuple):
 
 
 def read_part(path: Path) -> PartContent:
-    """The counts of a part, from its tag. Raises Refused where it is damaged, naming the fix."""
+    """The counts of a part, from its tag. Raises Unreadable where it is damaged, naming the fix."""
     try:
         with rasterio.open(path) as dataset:
             content = json.loads(dataset.tags()[TAG])
     except (RasterioError, KeyError, ValueError) as error:
-        raise Refused(f"{path}: is damaged ({error}); remove it and start again") from None
+        raise Unreadable(f"{path}: is damaged ({error}); remove it and start again") from None
     failed = [FailedWindow(*window) for window in content["failed"]]
     return PartContent(Window(*content["shard"]), Tally(**content["tally"]), failed)

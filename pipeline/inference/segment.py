@@ -30,7 +30,7 @@ from pipeline.imagery.raster import Pixels, Scene, SceneReader, check_scaling, o
 from pipeline.imagery.region import Region
 from pipeline.inference.cog import write_mask
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.part import FailedWindow, PartWriter, Tally
+from pipeline.inference.part import FailedWindow, PartWriter, Tally, check_part
 from pipeline.inference.plan import Auto, Plan, Settings, make_plan, memory_allotted
 from pipeline.models.bundle import NODATA, Bundle, load_bundle
 from pipeline.models.engine import Engine, Scaling, choose_device, describe_device, layer_count
@@ -68,6 +68,7 @@ def segment_shard(shard: Window, plan: Plan, reader: SceneReader, engine: Engine
             for window, strip_LHW in strips.finished(row[0].core.rows.stop):
                 writer.write(window, strip_LHW)
         tally = writer.finish(failed)
+    check_part(part, tally)
     return ShardResult(plan.shard_name(shard), shard.pixels, tally, failed, time.monotonic() - began)
 
 
