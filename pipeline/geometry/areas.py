@@ -4,17 +4,20 @@ A projected pixel's own size is not its area on the ground (EPSG:3857 at 60 degr
 cells of the grid are taken to longitude and latitude and measured in an equal-area plane of the WGS 84 ellipsoid:
 the cylindrical one, or the polar azimuthal one near a pole (Snyder 1987, Map Projections: A Working Manual, eq. 3-12
 for the authalic q, 10-15 and 24-23 for the two planes). A cell is at most about 1 km wide, within which the area of
-a pixel is taken as constant.
+a pixel is taken as constant; where rows follow parallels a cell is one row high, and exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import pyproj
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from rasterio.transform import Affine
-from rasterio.warp import transform as transform_points
 
 from pipeline.geometry.windows import Window
 
@@ -23,7 +26,6 @@ FLATTENING = 1 / 298.257223563
 ECCENTRICITY = np.sqrt(FLATTENING * (2 - FLATTENING))
 CELL_M = 1000.0
 POLAR_DEGREES = 70.0
-LONLAT = CRS.from_epsg(4326)
 
 
 @dataclass(frozen=True)
@@ -36,55 +38,70 @@ class GroundAreas:
 
     def totals_m2(self, mask_HW: np.ndarray, values: int = 256) -> np.ndarray:
         """The ground area of each value of a uint8 mask over the window: float64 of `values` entries."""
-        rows, cols = self.area_m2.shape
-        cells_HW = (self.row_cells[:, None] * cols + self.col_cells) * values
-        counts = np.bincount((cells_HW + mask_HW).ravel(), minlength=rows * cols * values)
-        return (counts.reshape(rows * cols, values) * self.area_m2.reshape(-1, 1)).sum(axis=0)
+        area_HW = self.area_m2[self.row_cells[:, None], self.col_cells]
+        return np.bincount(mask_HW.ravel(), weights=area_HW.ravel(), minlength=values)
 
 
 def ground_areas(window: Window, transform: Affine, crs: CRS) -> GroundAreas:
     """The ground areas of a window's pixels, within 0.1 % of the geodesic area.
 
     `transform` takes (col, row) of the scene to `crs`. Pixels with a corner that has no place on the ground (beyond the
-    disc of a geostationary view) cover 0 square metres. Raises rasterio's CRSError for a CRS that is tied to no globe.
+    disc of a geostationary view) cover 0 square metres. Raises rasterio's CRSError for a CRS that is tied to no globe,
+    or to another than the Earth.
     """
     row_step, col_step = _cell_size(window, transform, crs)
     row_edges = np.append(np.arange(0, window.height, row_step), window.height)
     col_edges = np.append(np.arange(0, window.width, col_step), window.width)
-    lon, lat = _lonlat(row_edges + window.row, col_edges + window.col, transform, crs)
+    col_grid, row_grid = np.meshgrid(col_edges + float(window.col), row_edges + float(window.row))
+    x, y = transform * (col_grid, row_grid)
+    lon, lat = to_lonlat(x, y, crs)
     cells_m2 = _quad_areas_m2(lon, lat, polar=not _along_parallels(transform, crs))
     pixels = np.diff(row_edges)[:, None] * np.diff(col_edges)
     area_m2 = np.nan_to_num(cells_m2 / pixels, nan=0.0)
     return GroundAreas(np.arange(window.height) // row_step, np.arange(window.width) // col_step, area_m2)
 
 
+def to_lonlat(x: np.ndarray, y: np.ndarray, crs: CRS) -> tuple[np.ndarray, np.ndarray]:
+    """WGS 84 longitude and latitude, in degrees, of points of `crs`; NaN where a point has no place on the ground.
+
+    Raises rasterio's CRSError for a CRS that is tied to no globe, or to another than the Earth.
+    """
+    if crs.is_geographic:  # the outer pixels of a grid whose centres lie on the poles reach beyond them
+        pole = np.pi / 2 / crs.units_factor[1]
+        y = np.clip(y, -pole, pole)
+    lon, lat = (np.asarray(degrees) for degrees in _to_lonlat(crs.to_wkt()).transform(x, y))
+    known = np.isfinite(lon) & np.isfinite(lat)
+    return np.where(known, lon, np.nan), np.where(known, lat, np.nan)
+
+
+@lru_cache(maxsize=64)
+def _to_lonlat(wkt: str) -> pyproj.Transformer:
+    # not rasterio.warp.transform: that raises for all points where one has no place
+    try:
+        return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(wkt), "EPSG:4326", always_xy=True)
+    except ProjError as error:
+        raise CRSError(f"no way from this CRS to longitude and latitude: {' '.join(str(error).split())[:160]}") from None
+
+
 def _cell_size(window: Window, transform: Affine, crs: CRS) -> tuple[int, int]:
     """Rows and columns of a cell. Where only the latitude matters, a cell is a row as wide as the window allows."""
-    unit_m = 111_320.0 if crs.is_geographic else crs.linear_units_factor[1]
+    unit_m = crs.units_factor[1] * (SEMI_MAJOR_M if crs.is_geographic else 1.0)
     row_m = np.hypot(transform.b, transform.e) * unit_m
     col_m = np.hypot(transform.a, transform.d) * unit_m
-    rows = int(np.clip(CELL_M / row_m, 1, window.height))
     if _along_parallels(transform, crs):
-        quarter = int(90 * 111_320.0 / col_m) or 1  # an edge must stay shorter than half the globe
-        return rows, min(window.width, quarter)
-    return rows, int(np.clip(CELL_M / col_m, 1, window.width))
+        eighth = int(np.pi / 4 * SEMI_MAJOR_M / col_m) or 1  # an edge must stay shorter than half the globe
+        return 1, min(window.width, eighth)
+    return int(np.clip(CELL_M / row_m, 1, window.height)), int(np.clip(CELL_M / col_m, 1, window.width))
 
 
 def _along_parallels(transform: Affine, crs: CRS) -> bool:
     """Whether a row of pixels keeps its latitude, so that the cylindrical plane is exact up to the poles."""
-    return transform.b == 0 and transform.d == 0 and crs.to_dict().get("proj") in ("longlat", "merc")
-
-
-def _lonlat(rows: np.ndarray, cols: np.ndarray, transform: Affine, crs: CRS) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude, in degrees, of the corners where grid lines `rows` and `cols` cross."""
-    col_grid, row_grid = np.meshgrid(cols.astype(float), rows.astype(float))
-    x, y = transform * (col_grid, row_grid)
-    if crs.is_geographic:
-        return x, np.clip(y, -90, 90)
-    lon, lat = transform_points(crs, LONLAT, x.ravel(), y.ravel())
-    lon_lat = np.reshape([lon, lat], (2, *x.shape))
-    lon_lat[~np.isfinite(lon_lat)] = np.nan
-    return lon_lat[0], lon_lat[1]
+    if transform.b != 0 or transform.d != 0:
+        return False
+    try:
+        return crs.to_dict().get("proj") in ("longlat", "merc")
+    except CRSError:  # no PROJ string says what it is
+        return False
 
 
 def _quad_areas_m2(lon: np.ndarray, lat: np.ndarray, *, polar: bool) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.imagery import storage
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg")
 STAC_SUFFIXES = (".json", ".geojson")
+INHERITED = ("eo:common_name", "raster:scale", "raster:offset", "nodata")  # by bands from their asset, in STAC 1.1
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,12 @@ class BandEntry:
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+    of_asset: bool = False  # said of all bands of the file; the names are those of a lone band
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of a scene; `bands` has an entry for each of its bands, or is empty where nothing is said of them."""
+    """One file of a scene; `bands` has an entry for each of its bands, or one `of_asset`, or none where nothing is said of them."""
 
     path: Path
     bands: tuple[BandEntry, ...] = ()
@@ -61,7 +64,7 @@ def unique_folder(scene_id: str, uri: str, taken: bool) -> str:
 def _expand(place: str) -> list[Source]:
     path = storage.local_path(place)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in RASTER_SUFFIXES)
+        files = sorted(file for file in path.iterdir() if _looks_like_raster(file))
         if not files:
             raise Refused(f"{place}: no rasters in this folder (looked for {', '.join(RASTER_SUFFIXES)})")
         return [_file(file) for file in files]
@@ -74,6 +77,10 @@ def _expand(place: str) -> list[Source]:
     return [source for match in matches for source in _expand(str(match))]
 
 
+def _looks_like_raster(path: Path) -> bool:
+    return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def _file(path: Path) -> Source:
     return Source(str(path), path.stem, None, (Asset(path),))
 
@@ -82,14 +89,23 @@ def _stac(path: Path) -> list[Source]:
     read = storage.read_json(path)
     content: dict[str, Any] = read if isinstance(read, dict) else {}
     kind = content.get("type")
-    if kind == "FeatureCollection":
-        items = content.get("features", [])
-        if not items:
-            raise Refused(f"{path}: this item collection is empty")
-        return [_item(item, path, f"{path}#{item.get('id')}") for item in items]
-    if kind == "Feature":
-        return [_item(content, path, str(path))]
+    try:
+        if kind == "FeatureCollection":
+            return _items(content["features"], path)
+        if kind == "Feature":
+            return [_item(content, path, str(path))]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(f"{path}: is not valid STAC ({type(error).__name__}: {error})") from None
     raise Refused(f"{path}: not a STAC item or item collection; name a raster, or an item that lists its files")
+
+
+def _items(items: list[dict[str, Any]], path: Path) -> list[Source]:
+    if not items:
+        raise Refused(f"{path}: this item collection is empty")
+    twice = [name for name, count in Counter(item.get("id") for item in items).items() if count > 1 and name is not None]
+    if twice:
+        raise Refused(f"{path}: lists {len(twice)} ids more than once, {twice[0]} among them: give each item an id of its own")
+    return [_item(item, path, f"{path}#{item.get('id')}") for item in items]
 
 
 def _item(item: dict[str, Any], path: Path, uri: str) -> Source:
@@ -117,18 +133,20 @@ def _holds_bands(asset: dict[str, Any]) -> bool:
 
 
 def _band_entries(key: str, asset: dict[str, Any]) -> tuple[BandEntry, ...]:
-    """Merge what STAC 1.0 (eo:bands, raster:bands) and 1.1 (bands) say; a lone band also answers to its asset's key."""
+    """Merge what STAC 1.0 (eo:bands, raster:bands) and 1.1 (bands) say. A lone band also answers to its asset's key."""
     lists = [asset[field] for field in ("bands", "eo:bands", "raster:bands") if asset.get(field)]
     count = max(map(len, lists), default=1)
     entries = []
     for number in range(count):
-        said: dict[str, Any] = {}
+        said = {field: asset[field] for field in INHERITED if field in asset}
         for bands in lists:
             said |= bands[number] if number < len(bands) else {}
         names = [said.get("name"), said.get("eo:common_name"), said.get("common_name"), key if count == 1 else None]
-        scale = said.get("scale", said.get("raster:scale"))
-        offset = said.get("offset", said.get("raster:offset"))
-        nodata = said.get("nodata")
         known = tuple(dict.fromkeys(name for name in names if name))
-        entries.append(BandEntry(known, scale, offset, None if nodata is None else float(nodata)))
+        scale, offset = said.get("scale", said.get("raster:scale")), said.get("offset", said.get("raster:offset"))
+        entries.append(BandEntry(known, _number(scale), _number(offset), _number(said.get("nodata")), of_asset=not lists))
     return tuple(entries)
+
+
+def _number(said: Any) -> float | None:
+    return None if said is None else float(said)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyproj
 import rasterio
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, RasterioError
@@ -26,33 +28,14 @@ from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
-from pipeline.imagery.catalogue import Asset, BandEntry, Source
+from pipeline.imagery.bands import Band, Found, find_bands
+from pipeline.imagery.catalogue import Source
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
 SAME_GRID_PX = 1e-3
-MEANINGLESS_NAME = re.compile(r"(band|b|layer)?[ _-]?\d+|gr[ae]y|undefined", re.IGNORECASE)
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
 WARP_TOLERANCE_PX = 1e-9
-
-
-@dataclass(frozen=True)
-class Band:
-    """A band as a model knows it.
-
-    Mean, standard deviation and range are physical: after a file's scale and offset. `nodata` is the raw value that
-    means nothing in files that declare no nodata value of their own.
-    """
-
-    name: str
-    common_name: str | None = None
-    wavelength_um: float | None = None
-    unit: str | None = None
-    mean: float = 0.0
-    std: float = 1.0
-    range: tuple[float, float] | None = None
-    nodata: float | None = None
-    categorical: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +122,7 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
         files = [(asset, stack.enter_context(_open(asset.path))) for asset in source.assets]
         for _, dataset in files:
             _check_file(dataset)
-        chosen = _find_bands(source, files, wanted)
+        chosen = find_bands(source, files, wanted)
         reference = chosen[0].dataset
         grid = _grid_of(reference)
         bands = tuple(_scene_band(band, found, grid) for band, found in zip(wanted, chosen, strict=True))
@@ -178,15 +161,15 @@ class SceneReader:
         self.scene = scene
         self._stack = ExitStack()
         self._lock = threading.Lock()
-        opened: dict[tuple[str, bool, bool], DatasetReader] = {}
-        self._groups: dict[DatasetReader, list[int]] = {}
+        opened: dict[tuple[object, ...], DatasetReader] = {}
+        self._groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
         for number, band in enumerate(scene.bands):
-            key = (band.path, band.warped, band.categorical and band.warped)
+            key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
             if key not in opened:
                 opened[key] = self._keep(_open(Path(band.path)))
                 if band.warped:
                     opened[key] = self._keep(_on_grid(opened[key], band, scene.grid))
-            self._groups.setdefault(opened[key], []).append(number)
+            self._groups.setdefault((opened[key], band.dtype), []).append(number)
 
     def __enter__(self) -> SceneReader:
         return self
@@ -230,26 +213,39 @@ class SceneReader:
         height, width = out_shape or (window.height, window.width)
         shape = (len(self.scene.bands), height, width)
         values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), np.ones(shape, bool)
-        for dataset, numbers in self._groups.items():
+        for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
                 values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                mask = dataset.dataset_mask(window=area, out_shape=(height, width)) if bands[0].masked else None
+                shown = _read_mask(dataset, area, (height, width)) if bands[0].masked else None
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise Unreadable(
                     f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}"
                 ) from error
             for number, band, plane in zip(numbers, bands, values, strict=True):
                 valid = valid_CHW[number]
-                if plane.dtype.kind == "f":
-                    np.isfinite(plane, out=valid)
                 if band.nodata is not None and not np.isnan(band.nodata):
-                    valid &= plane != plane.dtype.type(band.nodata)
-                if mask is not None:
-                    valid &= mask > 0
+                    np.not_equal(plane, plane.dtype.type(band.nodata), out=valid)
+                if plane.dtype.kind == "f":
+                    with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
+                        plane = plane.astype(self.scene.dtype, copy=False)
+                    valid &= np.isfinite(plane)
+                if shown is not None:
+                    valid &= shown
                 values_CHW[number] = np.where(valid, plane, 0)
         return Pixels(values_CHW, None if valid_CHW.all() else valid_CHW)
+
+
+def _read_mask(dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int]) -> np.ndarray:
+    """Which pixels both the file's mask and its alpha bands show: GDAL looks past an alpha band where there is a nodata value."""
+    shown = np.ones(shape, bool)
+    if dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]:
+        shown &= dataset.read_masks(1, window=area, out_shape=shape) > 0
+    for index, use in enumerate(dataset.colorinterp, 1):
+        if use == ColorInterp.alpha:
+            shown &= dataset.read(index, window=area, out_shape=shape) > 0
+    return shown
 
 
 def check_scaling(scene: Scene, wanted: Sequence[Band]) -> None:
@@ -288,7 +284,7 @@ def _valid(pixels: Pixels, number: int) -> np.ndarray:
 def _open(path: Path) -> DatasetReader:
     try:
         return rasterio.open(path)
-    except (RasterioError, UnicodeDecodeError) as error:
+    except (RasterioError, CRSError, UnicodeDecodeError) as error:
         if not path.exists():
             raise Refused(f"{path}: no such file") from None
         raise Refused(f"{path}: cannot be opened as a raster ({' '.join(str(error).split())[:160]})") from None
@@ -307,76 +303,40 @@ def _check_file(dataset: DatasetReader) -> None:
         raise Refused(f"{path}: its geotransform has no area: correct it first (gdal_edit.py -a_ullr)")
 
 
-@dataclass(frozen=True)
-class Found:
-    """One band of a scene's files: where it is, what the catalogue says of it, and the names it answers to."""
-
-    dataset: DatasetReader
-    index: int
-    entry: BandEntry
-    names: frozenset[str]  # that somebody gave it
-    colour: str | None  # red, green, blue, if the file says so and nobody named it
-
-
-def _find_bands(source: Source, files: list[tuple[Asset, DatasetReader]], wanted: Sequence[Band]) -> list[Found]:
-    """The wanted bands, in order: by name; by place where no band has a name and the counts agree."""
-    listed = [_describe(asset, dataset, index) for asset, dataset in files for index in _data_indexes(dataset)]
-    asked = [{name.lower() for name in (band.name, band.common_name) if name} for band in wanted]
-    matches = [[found for found in listed if names & found.names or found.colour in names] for names in asked]
-    needs = ", ".join(band.name for band in wanted)
-    if not any(matches) and not any(found.names for found in listed):
-        if len(listed) != len(wanted):
-            raise Refused(
-                f"{source.uri}: has {len(listed)} band{'s' * (len(listed) != 1)} without names, the model needs {len(wanted)}"
-                f" ({needs}): give a file with just those, or name the bands in their descriptions"
-            )
-        return listed
-    for band, candidates in zip(wanted, matches, strict=True):
-        if not candidates:
-            has = ", ".join("/".join(sorted(found.names)) or found.colour or "unnamed" for found in listed)
-            raise Refused(f"{source.uri}: has no band {band.name}; the model needs {needs}, the scene has {has}")
-        if len(candidates) > 1:
-            raise Refused(f"{source.uri}: band {band.name} is there {len(candidates)} times; rename the others")
-    return [candidates[0] for candidates in matches]
-
-
-def _describe(asset: Asset, dataset: DatasetReader, index: int) -> Found:
-    entry = asset.bands[index - 1] if index <= len(asset.bands) else BandEntry()
-    description = dataset.descriptions[index - 1] or ""
-    names = entry.names or ((description,) if description and not MEANINGLESS_NAME.fullmatch(description) else ())
-    use = dataset.colorinterp[index - 1]
-    colour = use.name if use in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) and not names else None
-    return Found(dataset, index, entry, frozenset(name.lower() for name in names), colour)
-
-
-def _data_indexes(dataset: DatasetReader) -> list[int]:
-    return [index for index, use in enumerate(dataset.colorinterp, 1) if use != ColorInterp.alpha]
-
-
 def _scene_band(band: Band, found: Found, grid: Grid) -> SceneBand:
-    dataset, index, entry = found.dataset, found.index, found.entry
-    path = dataset.name
-    if dataset.colorinterp[index - 1] == ColorInterp.palette and not band.categorical:
+    dataset, path = found.dataset, found.dataset.name
+    if found.palette and not band.categorical:
         raise Refused(f"{path}: is a palette image: expand it to colours first (gdal_translate -expand rgb)")
     warped = not _same_grid(_grid_of(dataset), grid)
-    if warped and (dataset.crs is None or grid.crs is None):
+    if warped:
+        _check_warp(found, grid)
+    nodata = found.nodata if found.nodata is not None else band.nodata
+    if nodata is not None and not _representable(nodata, np.dtype(found.dtype)):
+        nodata = None  # no pixel can hold it
+    return SceneBand(
+        name=band.name, path=path, index=found.index, dtype="float32" if warped else found.dtype, nodata=nodata,
+        scale=float(found.scale), offset=float(found.offset), masked=found.masked and not warped, warped=warped,
+        categorical=band.categorical,
+    )  # fmt: skip
+
+
+def _check_warp(found: Found, grid: Grid) -> None:
+    """Refuse a file on another grid that cannot be taken to the scene's."""
+    path, crs = found.dataset.name, _grid_of(found.dataset).crs
+    if crs is None or grid.crs is None:
         raise Refused(
             f"{path}: lies on another grid than the scene's first band and one of them has no CRS: assign it (gdal_edit.py -a_srs)"
         )
-    unscaled = (dataset.scales[index - 1], dataset.offsets[index - 1]) == (1.0, 0.0)
-    scale = entry.scale if unscaled and entry.scale is not None else dataset.scales[index - 1]
-    offset = entry.offset if unscaled and entry.offset is not None else dataset.offsets[index - 1]
-    declared = (dataset.nodatavals[index - 1], entry.nodata, band.nodata)
-    nodata = next((value for value in declared if value is not None), None)
-    dtype = "float32" if warped else dataset.dtypes[index - 1]
-    if nodata is not None and not warped and not _representable(nodata, np.dtype(dtype)):
-        nodata = None  # no pixel can hold it
-    flags = dataset.mask_flag_enums[index - 1]
-    masked = MaskFlags.per_dataset in flags or any(use == ColorInterp.alpha for use in dataset.colorinterp)
-    return SceneBand(
-        name=band.name, path=path, index=index, dtype=dtype, nodata=nodata, scale=float(scale), offset=float(offset),
-        masked=masked and not warped, warped=warped, categorical=band.categorical,
-    )  # fmt: skip
+    if found.masked and found.nodata is not None:
+        raise Refused(
+            f"{path}: lies on another grid than the scene's first band and has a nodata value beside a mask or alpha band:"
+            " keep one of them (gdal_translate -a_nodata none)"
+        )
+    try:
+        if crs != grid.crs:
+            pyproj.Transformer.from_crs(crs, grid.crs, always_xy=True)
+    except ProjError:
+        raise Refused(f"{path}: nothing takes its CRS to that of the scene's first band: correct it (gdal_edit.py -a_srs)") from None
 
 
 def _representable(value: float, dtype: np.dtype) -> bool:
@@ -411,20 +371,24 @@ def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
 
 
 def _resolution_m(grid: Grid) -> float | None:
-    """The side of a square as large as the scene's middle pixel is on the ground."""
+    """The side of a square as large on the ground as the scene's middle pixel, or another where that one is beyond the globe's disc."""
     crs = grid.rasterio_crs
     if crs is None:
         return None
     try:
-        middle = Window(grid.height // 2, grid.width // 2, 1, 1)
-        area_m2 = float(ground_areas(middle, grid.affine, crs).area_m2.sum())
+        for share in (0.5, 0.25, 0.75, 0, 1):
+            row, col = min(int(grid.height * share), grid.height - 1), min(int(grid.width * share), grid.width - 1)
+            area_m2 = float(ground_areas(Window(row, col, 1, 1), grid.affine, crs).area_m2.sum())
+            if area_m2 > 0:
+                return math.sqrt(area_m2)
     except (CRSError, RasterioError):
         return None
-    return math.sqrt(area_m2) or None
+    return None
 
 
 def _tiff_datetime(tag: str | None) -> str | None:
     """TIFF's "YYYY:MM:DD HH:MM:SS" as ISO 8601, taken as UTC; None for anything else."""
-    if not tag or len(tag) != 19 or not tag[:4].isdigit():
+    try:
+        return f"{datetime.strptime(tag or '', '%Y:%m:%d %H:%M:%S').isoformat()}Z"
+    except ValueError:
         return None
-    return f"{tag[:10].replace(':', '-')}T{tag[11:]}Z"

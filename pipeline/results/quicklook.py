@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from rasterio.errors import RasterioError
 
-from pipeline.errors import Unreadable
+from pipeline.errors import Refused, Unreadable
 from pipeline.imagery.raster import SceneReader
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
@@ -72,7 +72,7 @@ def _scene_preview(plan: Plan, bundle: Bundle, shape: tuple[int, int]) -> np.nda
     try:
         with SceneReader(plan.scene) as reader:
             values_CHW, valid_CHW = reader.preview(plan.region.window, shape)
-    except (Unreadable, RasterioError):
+    except (Refused, Unreadable, RasterioError):
         return picture_HWC
     shown_HW = valid_CHW[bands].all(axis=0)
     for channel, band in enumerate(bands):

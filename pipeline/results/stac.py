@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import shapely
+from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from pipeline.geometry.areas import to_lonlat
 from pipeline.imagery import storage
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
+from pipeline.results.tables import parse_datetime
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
@@ -33,15 +35,15 @@ def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, Path], input_id: s
     footprint, bbox = _footprint(plan)
     grid, window = plan.scene.grid, plan.region.window
     transform = grid.affine * Affine.translation(window.col, window.row)
-    when, source = plan.scene.datetime, "the scene"
+    when, source = parse_datetime(plan.scene.datetime), "the scene"
     if when is None:
         newest = max(os.stat(band.path).st_mtime for band in plan.scene.bands)
-        when, source = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "the file's time of change"
+        when, source = datetime.fromtimestamp(int(newest), UTC), "the file's time of change"
     crs = grid.rasterio_crs
-    code = crs.to_authority() if crs else None
+    code = _code(crs)
     properties: dict[str, Any] = {
-        "datetime": when,
-        "proj:code": ":".join(code) if code else None,
+        "datetime": when.isoformat().replace("+00:00", "Z"),
+        "proj:code": code,
         "proj:shape": [window.height, window.width],
         "proj:transform": list(transform)[:6],
         "processing:level": "L4",
@@ -75,6 +77,12 @@ def item_input_id(path: Path) -> str | None:
     return item["properties"].get("tilewright:input_id") if item else None
 
 
+def _code(crs: CRS | None) -> str | None:
+    """The CRS's code, as EPSG:32612; None where it has none, or only resembles one that has."""
+    authority = crs.to_authority() if crs else None
+    return ":".join(authority) if authority and CRS.from_authority(*authority) == crs else None
+
+
 def _model_href(bundle: Bundle) -> str:
     return str(Path(bundle.path, "model.json")) if Path(bundle.path).is_dir() else bundle.path
 
@@ -97,29 +105,41 @@ def _asset(name: str, path: Path, bundle: Bundle) -> dict[str, Any]:
 
 def _slug(name: str) -> str:
     """A class name as the classification extension wants it: letters, digits, hyphen and underscore."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in name)
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in name) or "-"
 
 
 def _footprint(plan: Plan) -> tuple[dict[str, Any] | None, list[float] | None]:
-    """The outline of the region in longitude and latitude, cut at the antimeridian, and its bounding box."""
+    """The outline of the region in longitude and latitude, cut at the antimeridian, and its bounding box (RFC 7946, 3.1.9 and 5)."""
     grid, window = plan.scene.grid, plan.region.window
+    crs = grid.rasterio_crs
+    if crs is None or not plan.scene.on_ground:
+        return None, None
     steps = np.linspace(0, 1, EDGE_POINTS, endpoint=False)
     zero, one = np.zeros_like(steps), np.ones_like(steps)
     cols = window.col + window.width * np.concatenate([zero, steps, one, 1 - steps])
     rows = window.row + window.height * np.concatenate([steps, one, 1 - steps, zero])
-    crs = grid.rasterio_crs
-    if crs is None or not plan.scene.on_ground:
-        return None, None
-    lon, lat = to_lonlat(*(grid.affine * (cols, rows)), crs)
-    known = np.isfinite(lon) & np.isfinite(lat)
+    x, y = grid.affine * (cols, rows)
+    lon, lat = to_lonlat(x, y, crs)
+    known = np.isfinite(lon)
     if known.sum() < 3:
         return None, None
-    lon, lat = lon[known], lat[known]
-    crosses = lon.max() - lon.min() > 180
-    outline = shapely.make_valid(shapely.Polygon(np.column_stack([np.where(lon < 0, lon + 360, lon) if crosses else lon, lat])))
+    outline = shapely.make_valid(_unrolled(lon[known], lat[known]))
     west, south, east, north = outline.bounds
-    if crosses and east > 180:
-        beyond = shapely.transform(outline.intersection(shapely.box(180, -90, 360, 90)), lambda xy: xy - (360, 0))
-        outline = shapely.union_all([outline.intersection(shapely.box(0, -90, 180, 90)), beyond])
-        east -= 360
-    return shapely.geometry.mapping(outline), [west, south, east, north]
+    sheets = [(turn, outline.intersection(shapely.box(turn - 180, -90, turn + 180, 90))) for turn in (-720, -360, 0, 360, 720)]
+    pieces = [shapely.transform(sheet, lambda xy, turn=turn: xy - (turn, 0)) for turn, sheet in sheets if sheet.area > 1e-9 * outline.area]
+    if east - west >= 359.999999:
+        west, east = -180.0, 180.0
+    elif len(pieces) > 1:  # west of its antimeridian is east of ours
+        west, east = (west + 180) % 360 - 180, (east + 180) % 360 - 180
+    else:
+        west, _, east, _ = pieces[0].bounds
+    return shapely.geometry.mapping(shapely.union_all([piece.buffer(0) for piece in pieces])), [west, south, east, north]
+
+
+def _unrolled(lon: np.ndarray, lat: np.ndarray) -> shapely.Polygon:
+    """The polygon with these corners, longitudes running on past 180 degrees; one that goes round a pole is closed along it."""
+    lon, lat = np.unwrap(np.append(lon, lon[0]), period=360), np.append(lat, lat[0])
+    if abs(lon[-1] - lon[0]) > 180:
+        pole = np.copysign(90.0, lat.mean())
+        lon, lat = np.append(lon, [lon[-1], lon[0]]), np.append(lat, [pole, pole])
+    return shapely.Polygon(np.column_stack([lon, lat]))

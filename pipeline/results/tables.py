@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ AREAS = pa.schema([
     pa.field("class_name", pa.string(), nullable=False),
     pa.field("pixel_count", pa.int64(), nullable=False),
     pa.field("area_m2", pa.float64()),  # null without a place on the ground
-    pa.field("share", pa.float64()),  # of the valid area, or of the valid pixels without one; null if none is valid
+    pa.field("share", pa.float64()),  # of the valid area, or of the valid pixels without one; null if there is none
     pa.field("mean_confidence", pa.float64()),  # 0..100; null unless saved
     pa.field("valid_pixel_count", pa.int64(), nullable=False),
     pa.field("model_id", pa.string(), nullable=False),
@@ -31,7 +32,7 @@ AREAS = pa.schema([
 
 
 def add_up(tallies: Sequence[Tally], classes: int) -> Tally:
-    """The totals of a scene. They do not depend on the order of its parts: area sums are rounded to the square millimetre."""
+    """The totals of a scene. They do not depend on the order of its parts: areas are summed exactly, then rounded."""
     pixels = np.zeros(classes, np.int64)
     for tally in tallies:
         pixels += tally.pixels
@@ -39,7 +40,7 @@ def add_up(tallies: Sequence[Tally], classes: int) -> Tally:
     confidence = [tally.confidence for tally in tallies if tally.confidence is not None]
     return Tally(
         pixels=pixels.tolist(),
-        area_m2=np.sum(areas, axis=0).round(6).tolist() if areas else None,
+        area_m2=[round(math.fsum(parts), 6) for parts in zip(*areas, strict=True)] if areas else None,
         confidence=np.sum(confidence, axis=0).tolist() if confidence else None,
     )
 
@@ -58,7 +59,7 @@ def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[
             "class_name": entry.name,
             "pixel_count": pixels,
             "area_m2": total.area_m2[entry.id] if total.area_m2 is not None else None,
-            "share": whole[entry.id] / sum(whole) if valid else None,
+            "share": whole[entry.id] / sum(whole) if sum(whole) else None,
             "mean_confidence": total.confidence[entry.id] / pixels if total.confidence and pixels else None,
             "valid_pixel_count": valid,
             "model_id": bundle.model_id,
@@ -77,7 +78,7 @@ def table_input_id(path: Path) -> str | None:
     """The input that a table was made from; None where there is no table."""
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowInvalid):
         return None
     return metadata.get(b"input_id", b"").decode() or None
 
