@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +34,14 @@ def ray_session() -> Iterator[list[Node]]:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if not in_submitted_job():  # which has its working directory already
         options["runtime_env"] = {"working_dir": str(PROJECT)}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(f"cannot join Ray at {address}: {reason}; check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in its place, which ends the process with 15
     try:
         yield _nodes()
     finally:

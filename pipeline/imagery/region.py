@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import geopandas
 import numpy as np
 import pyproj
 import shapely
@@ -19,6 +18,9 @@ from rasterio.transform import Affine
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, Window, snap_outward
 from pipeline.imagery.raster import Grid, Scene
+
+if TYPE_CHECKING:
+    import geopandas  # a second to import, which only those who ask for a region should wait
 
 EDGE_POINTS = 512  # a straight edge in one CRS is a curve in another: edges across the scene are cut into as many pieces
 HAIRLINE_PX = 1e-7  # polygons that meet in one CRS, as at the antimeridian, do not part by rounding in another
@@ -37,12 +39,16 @@ class Area:
         """A box in EPSG:4326 degrees. Raises Refused where it is empty or not on the globe."""
         if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
             raise Refused(f"--bbox {west:g} {south:g} {east:g} {north:g}: need west < east and south < north, in degrees")
+        import geopandas
+
         polygons = geopandas.GeoSeries([shapely.box(west, south, east, north)], crs="EPSG:4326")
         return cls(polygons, f"bbox {west!r} {south!r} {east!r} {north!r}")
 
     @classmethod
     def from_file(cls, path: Path) -> Area:
         """The polygons of a vector file that GDAL reads, or of a GeoParquet. Raises Refused where there are none."""
+        import geopandas
+
         if not path.exists():
             raise Refused(f"{path}: no such file (--aoi)")
         try:
