@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pipeline.models.engine import choose_device, describe_device
 
 OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
 START_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -34,6 +36,7 @@ def ray_session() -> Iterator[list[Node]]:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if not in_submitted_job():  # which has its working directory already
         options["runtime_env"] = {"working_dir": str(PROJECT)}
+    _check_answers(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -46,6 +49,17 @@ def ray_session() -> Iterator[list[Node]]:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise Refused where nothing listens at `host:port`: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # local or auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise Refused(f"cannot join Ray at {address}: {error.strerror or error}; check RAY_ADDRESS, or unset it") from None
 
 
 def find_device(nodes: Sequence[Node]) -> Device:

@@ -45,6 +45,8 @@ class Engine:
         self.device = torch.device(device)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.layers = tuple(layers)
+        if self.device.type == "cuda":
+            _compute_exactly()
         self.network = in_precision(bundle.network(), precision).to(self.device)
         self._check(bundle, precision)
 
@@ -112,6 +114,14 @@ class Engine:
                 f"{bundle.path}: self-test failed on {describe_device(self.device.type)} in {precision}: logits off by {off:.3g}"
                 f" (allowed {allowed.logits:.3g}), {differing:.2%} of classes differ (allowed {allowed.differing:.2%})"
             )
+
+
+def _compute_exactly() -> None:
+    """Set cuDNN, for this process, to compute fp32 in fp32 (its default is TF32: 10 bits of mantissa) and the same twice."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def layer_count(layers: Sequence[str], classes: int) -> int:

@@ -1,0 +1,80 @@
+"""Joining a cluster: what is refused before work begins, and what is known of its nodes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import RAY, clean_environment, end_group, run, wait_for
+
+LOOK = """
+import json, sys
+from cluster.environment import secure_embedded_ray
+secure_embedded_ray()
+from cluster.session import check_paths, find_device, ray_session
+from pipeline.errors import Refused
+with ray_session() as nodes:
+    device = find_device(nodes)
+    print(len(nodes), sum(node.cpus for node in nodes), device.kind, device.description)
+    try:
+        check_paths(nodes, sys.argv[1:-1], sys.argv[-1])
+        print("all paths are there")
+    except Refused as error:
+        print("refused:", error)
+"""
+
+
+def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(unet, tmp_path: Path):
+    from tests.processes import job_command
+    from tests.toys import smooth_noise, write_scene
+
+    scene = write_scene(tmp_path / "scene.tif", smooth_noise(1, (3, 60, 60)))
+    command = job_command("segment_region", scene, "--model", unet.path, "--output", tmp_path / "out")
+    done = run(command, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 2, done.stderr
+    assert "error: cannot join Ray at 127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_nodes_and_paths_that_one_does_not_see(ray_cluster: dict[str, str], tmp_path: Path):
+    """Two nodes of one machine see the same files, so the path that is missing is missing on both; the node is named."""
+    here = tmp_path / "scene.tif"
+    here.touch()
+    node = subprocess.Popen(
+        [RAY, "start", "--block", f"--address={ray_cluster['RAY_ADDRESS']}", "--num-cpus=1", "--object-store-memory=100000000"],
+        env=clean_environment(**ray_cluster), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        seen = {}
+
+        def joined() -> bool:
+            seen["there"] = run([sys.executable, "-c", LOOK, here, tmp_path / "new" / "out"], **ray_cluster).stdout
+            return seen["there"].startswith("2 3 cpu ")
+
+        wait_for(joined, 120, every=2)
+        assert "all paths are there" in seen["there"]
+        missing = run([sys.executable, "-c", LOOK, here, tmp_path / "gone.tif", tmp_path], **ray_cluster).stdout
+        assert f"refused: {tmp_path / 'gone.tif'}: node " in missing and "use a folder that all nodes share" in missing
+    finally:
+        end_group(node)
+
+
+def test_an_embedded_ray_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    from cluster.environment import secure_embedded_ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    tokens = set()
+    for _ in range(2):
+        secure_embedded_ray()
+        assert os.environ["RAY_AUTH_MODE"] == "token" and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+        tokens.add(os.environ["RAY_AUTH_TOKEN"])
+    assert len(tokens) == 2 and all(len(token) == 64 for token in tokens)
+    os.environ["RAY_AUTH_TOKEN"] = "the user's"
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:6379"
+    secure_embedded_ray()
+    assert os.environ["RAY_AUTH_TOKEN"] == "the user's"  # a cluster is joined with the token its user has set
