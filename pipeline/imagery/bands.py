@@ -93,7 +93,7 @@ def _style(name: str) -> str:
 def _describe(asset: Asset, dataset: DatasetReader) -> list[Found]:
     """What is said of each band that holds data."""
     uses = dataset.colorinterp
-    count = sum(use != ColorInterp.alpha for use in uses)
+    count, alpha = sum(use != ColorInterp.alpha for use in uses), ColorInterp.alpha in uses
     entries = list(asset.bands)
     if len(entries) == 1 and entries[0].of_asset and count > 1:
         entries = [replace(entries[0], names=())] * dataset.count
@@ -114,7 +114,7 @@ def _describe(asset: Asset, dataset: DatasetReader) -> list[Found]:
             nodata=nodata if nodata is not None else entry.nodata,
             scale=entry.scale if unscaled and entry.scale is not None else scale,
             offset=entry.offset if unscaled and entry.offset is not None else offset,
-            masked=MaskFlags.per_dataset in flags or ColorInterp.alpha in uses,
+            masked=alpha or MaskFlags.per_dataset in flags,
             palette=use == ColorInterp.palette,
             names=names,
             colour=use.name if coloured and all(MEANINGLESS_NAME.fullmatch(_style(name)) for name in names) else None,

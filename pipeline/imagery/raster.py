@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -367,6 +368,7 @@ def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
         dataset, crs=grid.rasterio_crs, transform=grid.affine, width=grid.width, height=grid.height,
         resampling=Resampling.nearest if band.categorical else Resampling.bilinear,
         src_nodata=band.nodata, nodata=float("nan"), dtype="float32", tolerance=WARP_TOLERANCE_PX,
+        UNIFIED_SRC_NODATA="NO",  # rasterio's YES: a pixel is nodata where all bands of the file are, and mixed into others elsewhere
     )  # fmt: skip
 
 
@@ -376,8 +378,8 @@ def _resolution_m(grid: Grid) -> float | None:
     if crs is None:
         return None
     try:
-        for share in (0.5, 0.25, 0.75, 0, 1):
-            row, col = min(int(grid.height * share), grid.height - 1), min(int(grid.width * share), grid.width - 1)
+        for down, across in product((0.5, 0.25, 0.75, 0, 1), repeat=2):
+            row, col = min(int(grid.height * down), grid.height - 1), min(int(grid.width * across), grid.width - 1)
             area_m2 = float(ground_areas(Window(row, col, 1, 1), grid.affine, crs).area_m2.sum())
             if area_m2 > 0:
                 return math.sqrt(area_m2)

@@ -42,7 +42,7 @@ class Area:
         import geopandas
 
         polygons = geopandas.GeoSeries([shapely.box(west, south, east, north)], crs="EPSG:4326")
-        return cls(polygons, f"bbox {west!r} {south!r} {east!r} {north!r}")
+        return cls(polygons, f"bbox {float(west)!r} {float(south)!r} {float(east)!r} {float(north)!r}")
 
     @classmethod
     def from_file(cls, path: Path) -> Area:
@@ -114,8 +114,7 @@ def _near_scene(polygons: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSerie
     """What of the polygons lies about the scene, in fine pieces: far from a scene its CRS may have no coordinates."""
     col_grid, row_grid = np.meshgrid(np.linspace(0, grid.width, SAMPLES), np.linspace(0, grid.height, SAMPLES))
     x, y = grid.affine * (col_grid.ravel(), row_grid.ravel())
-    samples = geopandas.GeoSeries(geopandas.points_from_xy(x, y), crs=grid.crs).to_crs(polygons.crs)
-    x, y = shapely.get_coordinates(samples).T
+    x, y = pyproj.Transformer.from_crs(grid.crs, polygons.crs, always_xy=True).transform(x, y)
     known = np.isfinite(x) & np.isfinite(y)
     if not known.any() or not (known.all() or polygons.crs.is_geographic):
         return _segmentized(polygons, max(np.ptp(polygons.total_bounds[::2]), np.ptp(polygons.total_bounds[1::2])))
