@@ -13,6 +13,7 @@ from pipeline.errors import Refused
 from pipeline.imagery.catalogue import Asset, BandEntry, Source
 
 MEANINGLESS_NAME = re.compile(r"(band|b|layer)?[ _-]?#+|gr[ae]y|undefined")  # with # for each digit: see _style
+ALPHA_NAMES = {"alpha", "mask", "opacity"}  # any other makes data of an alpha band: GDAL takes the fourth of four bytes for one
 
 
 @dataclass(frozen=True)
@@ -92,31 +93,30 @@ def _style(name: str) -> str:
 
 def _describe(asset: Asset, dataset: DatasetReader) -> list[Found]:
     """What is said of each band that holds data."""
-    uses = dataset.colorinterp
-    count, alpha = sum(use != ColorInterp.alpha for use in uses), ColorInterp.alpha in uses
-    entries = list(asset.bands)
-    if len(entries) == 1 and entries[0].of_asset and count > 1:
+    uses, entries = dataset.colorinterp, list(asset.bands)
+    if len(entries) == 1 and entries[0].of_asset and sum(use != ColorInterp.alpha for use in uses) > 1:
         entries = [replace(entries[0], names=())] * dataset.count
     entries += [BandEntry()] * (dataset.count - len(entries))
     facts = zip(
         uses, entries, dataset.descriptions, dataset.dtypes, dataset.nodatavals, dataset.scales, dataset.offsets,
         dataset.mask_flag_enums, strict=False,
     )  # fmt: skip
-    listed = []
+    listed, alpha = [], False
     for index, (use, entry, description, dtype, nodata, scale, offset, flags) in enumerate(facts, 1):
-        if use == ColorInterp.alpha:
-            continue
         names = frozenset(name.lower() for name in entry.names or (description,) if name)
-        coloured = use in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        meaningless = all(MEANINGLESS_NAME.fullmatch(_style(name)) for name in names)
+        if use == ColorInterp.alpha and (meaningless or names <= ALPHA_NAMES):
+            alpha = True
+            continue
         unscaled = (scale, offset) == (1.0, 0.0)  # by the file: then the catalogue is heard
         listed.append(Found(
             dataset, index, dtype,
             nodata=nodata if nodata is not None else entry.nodata,
             scale=entry.scale if unscaled and entry.scale is not None else scale,
             offset=entry.offset if unscaled and entry.offset is not None else offset,
-            masked=alpha or MaskFlags.per_dataset in flags,
+            masked=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
             palette=use == ColorInterp.palette,
             names=names,
-            colour=use.name if coloured and all(MEANINGLESS_NAME.fullmatch(_style(name)) for name in names) else None,
+            colour=use.name if meaningless and use in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) else None,
         ))  # fmt: skip
-    return listed
+    return [replace(found, masked=True) for found in listed] if alpha else listed

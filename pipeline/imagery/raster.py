@@ -218,7 +218,7 @@ class SceneReader:
             bands = [self.scene.bands[number] for number in numbers]
             try:
                 values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                shown = _read_mask(dataset, area, (height, width)) if bands[0].masked else None
+                shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise Unreadable(
@@ -238,13 +238,16 @@ class SceneReader:
         return Pixels(values_CHW, None if valid_CHW.all() else valid_CHW)
 
 
-def _read_mask(dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int]) -> np.ndarray:
-    """Which pixels both the file's mask and its alpha bands show: GDAL looks past an alpha band where there is a nodata value."""
+def _read_mask(dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int], data: set[int]) -> np.ndarray:
+    """Which pixels both the file's mask and its alpha bands show, save those that are `data`.
+
+    GDAL itself looks past an alpha band where there is a nodata value.
+    """
     shown = np.ones(shape, bool)
     if dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]:
         shown &= dataset.read_masks(1, window=area, out_shape=shape) > 0
     for index, use in enumerate(dataset.colorinterp, 1):
-        if use == ColorInterp.alpha:
+        if use == ColorInterp.alpha and index not in data:
             shown &= dataset.read(index, window=area, out_shape=shape) > 0
     return shown
 
@@ -332,6 +335,11 @@ def _check_warp(found: Found, grid: Grid) -> None:
         raise Refused(
             f"{path}: lies on another grid than the scene's first band and has a nodata value beside a mask or alpha band:"
             " keep one of them (gdal_translate -a_nodata none)"
+        )
+    if ColorInterp.alpha in found.dataset.colorinterp and not found.masked:
+        raise Refused(
+            f"{path}: lies on another grid than the scene's first band and a band that has a name is marked as alpha:"
+            " unmark it (gdal_edit.py -colorinterp_<band> undefined)"
         )
     try:
         if crs != grid.crs:

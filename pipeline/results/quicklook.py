@@ -33,9 +33,10 @@ def draw_quicklook(plan: Plan, bundle: Bundle, mask: Path, rows: Sequence[dict[s
     page = Image.new("RGB", (two, height + 3 * LINE + 2 * MARGIN + legend + LINE), PAPER)
     draw, font, small = ImageDraw.Draw(page), ImageFont.load_default(20), ImageFont.load_default(16)
     when = f", {plan.scene.datetime[:10]}" if plan.scene.datetime else ""
-    draw.text((MARGIN, MARGIN // 2), _clip(f"{plan.scene.scene_id}{when}", two // 12), fill=INK, font=font)
+    draw.text((MARGIN, MARGIN // 2), _fit(f"{plan.scene.scene_id}{when}", two - 2 * MARGIN, font), fill=INK, font=font)
     model = f"{bundle.architecture} {bundle.model_id[:8]}, {plan.precision}"
-    draw.text((MARGIN, MARGIN // 2 + LINE), f"{plan.region.window.width} x {plan.region.window.height} px; {model}", fill=FAINT, font=small)
+    size = f"{plan.region.window.width} x {plan.region.window.height} px"
+    draw.text((MARGIN, MARGIN // 2 + LINE), _fit(f"{size}; {model}", two - 2 * MARGIN, small), fill=FAINT, font=small)
     top = MARGIN + 2 * LINE
     page.paste(Image.fromarray(scene_HWC), (MARGIN, top))
     page.paste(Image.fromarray(over_HWC), (2 * MARGIN + width, top))
@@ -100,9 +101,25 @@ def _draw_legend(
         x, y = corner[0] + number % 2 * column, corner[1] + number // 2 * LINE
         draw.rectangle((x, y + 3, x + 26, y + 20), fill=bundle.colours[row["class_id"]], outline=INK)
         share = "none" if row["share"] is None else f"{row['share']:.1%}"
-        area = f", {row['area_m2'] / 1e6:,.1f} km2" if row["area_m2"] is not None else f", {row['pixel_count']:,} px"
-        draw.text((x + 36, y + 1), f"{_clip(row['class_name'], 30)}  {share}{area}", fill=INK, font=font)
+        extent = f"{row['pixel_count']:,} px" if row["area_m2"] is None else _ground(row["area_m2"])
+        facts = f"  {share}, {extent}"
+        name = _fit(row["class_name"], column - 52 - font.getlength(facts), font)
+        draw.text((x + 36, y + 1), name + facts, fill=INK, font=font)
 
 
-def _clip(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def _ground(area_m2: float) -> str:
+    """An area in a unit in which it can be read."""
+    for unit, square_metres in (("km2", 1e6), ("ha", 1e4)):
+        if area_m2 >= square_metres:
+            return f"{area_m2 / square_metres:,.1f} {unit}"
+    return f"{area_m2:,.0f} m2"
+
+
+def _fit(text: str, width: float, font: Any) -> str:
+    """The text, shortened where it is wider than `width` px."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."

@@ -90,6 +90,19 @@ def test_an_alpha_band_is_no_data_band(tmp_path: Path):
         find([asset], "r", "g", "b", "n")
 
 
+def test_an_alpha_band_with_a_name_is_data(tmp_path: Path):
+    """GDAL marks the fourth of four uint8 bands as alpha unless it is told otherwise, as in any file of red, green, blue, near infrared."""
+    named = write(tmp_path / "a.tif", ["red", "green", "blue", "nir"], [RED, GREEN, BLUE, ALPHA])
+    assert find([named], "nir", "red") == [4, 1]
+    listed = Asset(write(tmp_path / "b.tif", [None] * 4, [RED, GREEN, BLUE, ALPHA]).path, tuple(BandEntry((name,)) for name in "rgbn"))
+    assert find([listed], "n", "r") == [4, 1]
+    scene = open_scene(Source("s", "s", None, (listed,)), [Band("r"), Band("n")])
+    assert not any(band.masked for band in scene.bands)
+    truly = write(tmp_path / "c.tif", ["red", "green", "blue", "alpha"], [RED, GREEN, BLUE, ALPHA])
+    with pytest.raises(Refused, match="has no band alpha"):
+        find([truly], "alpha")
+
+
 def test_what_the_catalogue_says_comes_before_the_file(tmp_path: Path):
     path = write(tmp_path / "a.tif", ["one", "two"]).path
     asset = Asset(path, (BandEntry(("red", "B04")), BandEntry(("nir",))))

@@ -230,6 +230,17 @@ def test_an_alpha_band_with_and_without_a_nodata_value(tmp_path: Path, nodata: i
     assert np.array_equal(valid_CHW, expected) and np.array_equal(read_CHW, np.where(expected, values_CHW, 0))
 
 
+def test_an_alpha_band_with_a_name_is_values_and_no_mask(tmp_path: Path):
+    values_CHW = noise((4, 30, 40))
+    values_CHW[3, 10:20] = 0
+    path = write(tmp_path / "a.tif", values_CHW, descriptions=("red", "green", "blue", "nir"))
+    with rasterio.open(path) as dataset:
+        assert dataset.colorinterp[3] == ALPHA, "GDAL's guess for four bytes"
+    for names in (("nir", "red"), ("red",)):
+        read_CHW, valid_CHW = read(opened(path, [Band(name) for name in names]))
+        assert np.array_equal(read_CHW, values_CHW[[{"red": 0, "nir": 3}[name] for name in names]]) and valid_CHW.all()
+
+
 def test_a_preview_has_the_scenes_validity(tmp_path: Path):
     values_CHW = noise((1, 100, 80))
     values_CHW[:, :50] = 0
@@ -524,6 +535,7 @@ def refusals(tmp_path: Path) -> dict[str, tuple[Source, str]]:
     gcp_only = write(tmp_path / "gcps.tif", values_CHW, gcps=(gcps, CRS.from_epsg(4326)), crs=None, transform=Affine.identity())
     local = CRS.from_wkt('LOCAL_CS["drawing",UNIT["metre",1]]')
     both = write(tmp_path / "both.tif", values_CHW, mask_HW=np.zeros((20, 20), np.uint8), nodata=3, transform=other)
+    named = write(tmp_path / "named.tif", noise((2, 20, 20)), colorinterp=(GRAY, ALPHA), descriptions=("x1", "nir"), transform=other)
     made = {
         "control points": (gcp_only, r"ground control points only: .*\(gdalwarp -t_srs EPSG:4326\)"),
         "complex": (write(tmp_path / "complex.tif", values_CHW.astype("complex64")), r"complex numbers: .*gdal_calc"),
@@ -536,6 +548,7 @@ def refusals(tmp_path: Path) -> dict[str, tuple[Source, str]]:
     pairs = {
         "no CRS on another grid": (write(tmp_path / "c.tif", values_CHW, crs=None, transform=other), r"no CRS: .*\(gdal_edit.py -a_srs\)"),
         "no way between the CRSs": (write(tmp_path / "d.tif", values_CHW, crs=local), r"nothing takes its CRS to that of .*gdal_edit"),
+        "a named alpha band on another grid": (named, r"marked as alpha: unmark it \(gdal_edit.py -colorinterp_<band> undefined\)"),
         "mask and nodata on another grid": (both, r"a nodata value beside a mask or alpha band: keep one of them"),
     }
     found = {name: (Source(str(path), path.stem, None, (Asset(path),)), message) for name, (path, message) in made.items()}
