@@ -1,0 +1,137 @@
+"""Laws 5 and 6 in what is published: the manifest first, each file as a whole and only where it is missing, nothing in silence."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from pipeline.errors import Unreadable
+from pipeline.models.bundle import NODATA, Bundle
+from pipeline.results import publish as publishing
+from pipeline.results.publish import areas_path, is_done, publish_scene
+from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes
+
+LAYERS = ("mask", "confidence")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return class_bundle(tmp_path_factory.mktemp("publish") / "bundle")
+
+
+def files(done: Done) -> dict[str, tuple[bytes, int]]:
+    """The final files, their bytes and inodes."""
+    paths = [*done.folder.glob("*.*"), areas_path(done.ledger)]
+    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in paths}
+
+
+def again(done: Done, bundle: Bundle, **about: bool) -> publishing.Published:
+    return publish_scene(done.ledger, done.plan, done.source, bundle, "run", **{"accept_partial": False} | about)
+
+
+def test_a_scene_is_done_when_its_manifest_and_files_agree(tmp_path: Path, bundle: Bundle):
+    ids_HW = stripes(80, 600, corner=20)
+    done = publish(tmp_path / "out", bundle, ids_HW, layers=LAYERS)
+    assert done.published.complete and done.published.committed and is_done(done.ledger, LAYERS)
+    with rasterio.open(done.published.mask) as mask:
+        assert np.array_equal(mask.read(1), np.where(ids_HW == NODATA_VALUE, NODATA, ids_HW))
+    assert set(files(done)) == {"mask.tif", "confidence.tif", "quicklook.png", "item.json", "scene.parquet"}
+    left = {path.name for path in done.out.rglob("*") if path.is_file()} - set(files(done))
+    assert left == {"plan.json", "manifest.json", "r00000c00000.tif"}, "and nothing temporary"
+
+
+@pytest.mark.parametrize("name", ["mask.tif", "confidence.tif", "quicklook.png", "item.json", "scene.parquet"])
+def test_only_what_is_missing_is_published_again(tmp_path: Path, bundle: Bundle, name: str):
+    done = publish(tmp_path / "out", bundle, stripes(80, 90), layers=LAYERS)
+    before = files(done)
+    (areas_path(done.ledger) if name == "scene.parquet" else done.folder / name).unlink()
+    assert not is_done(done.ledger, LAYERS)
+    assert not again(done, bundle).committed, "the first manifest holds"
+    after = files(done)
+    assert is_done(done.ledger, LAYERS)
+    assert {path: content for path, (content, _) in after.items()} == {path: content for path, (content, _) in before.items()}
+    assert {path for path in before if before[path] != after[path]} <= {name}
+
+
+def test_files_of_another_attempt_are_replaced(tmp_path: Path, bundle: Bundle):
+    """After --fresh, or where the input changed, each file is old or new as a whole, and the scene not done before all are new."""
+    done = publish(tmp_path / "out", bundle, stripes(80, 90))
+    ledger = replace(done.ledger, attempt=f"{done.ledger.attempt}-1")
+    assert not is_done(ledger, ("mask",))
+    os.rename(done.ledger.folder, ledger.folder)
+    (ledger.folder / "manifest.json").unlink()
+    publish_scene(ledger, done.plan, done.source, bundle, "run", accept_partial=False)
+    assert is_done(ledger, ("mask",)) and not is_done(done.ledger, ("mask",))
+    with Image.open(done.folder / "quicklook.png") as picture:
+        assert picture.info["input_id"] == ledger.attempt
+
+
+def test_without_all_parts_only_a_partial_mask_is_there(tmp_path: Path, bundle: Bundle):
+    ids_HW = stripes(60, 1300)
+    done = publish(tmp_path / "whole" / "out", bundle, ids_HW)
+    part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.tif"
+    kept = part.read_bytes()
+    for path in [*done.folder.glob("*.*"), areas_path(done.ledger), done.ledger.folder / "manifest.json", part]:
+        path.unlink()
+    published = again(done, bundle)
+    assert not published.complete and published.mask.name == "mask.partial.tif"
+    (failed,) = published.failed
+    assert failed[:4] == done.plan.shards()[1] and failed.reason
+    assert [path.name for path in done.folder.glob("*.*")] == ["mask.partial.tif"] and not areas_path(done.ledger).exists()
+    assert done.ledger.manifest() is None and not is_done(done.ledger, ("mask",))
+    with rasterio.open(published.mask) as mask:
+        mask_HW = mask.read(1)
+    rows, cols = done.plan.shards()[1].slices()
+    assert (mask_HW[rows, cols] == NODATA).all()
+    mask_HW[rows, cols] = ids_HW[rows, cols]
+    assert np.array_equal(mask_HW, ids_HW), "the rest is there"
+    part.write_bytes(kept)
+    assert again(done, bundle).complete and is_done(done.ledger, ("mask",))
+    assert not published.mask.exists(), "the partial mask goes when the whole one comes"
+
+
+def test_a_part_that_is_missing_for_good_is_accepted_when_asked(tmp_path: Path, bundle: Bundle):
+    done = publish(tmp_path / "out", bundle, stripes(60, 1300))
+    (done.ledger.folder / "manifest.json").unlink()
+    (done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[0])}.tif").unlink()
+    (done.folder / "mask.tif").unlink()
+    published = again(done, bundle, accept_partial=True)
+    assert published.complete and len(published.failed) == 1
+    assert done.ledger.manifest()["failed_windows"] == [list(published.failed[0])]
+
+
+@pytest.mark.parametrize("how", ["rewritten", "gone"])
+def test_an_input_that_changed_meanwhile_publishes_nothing(tmp_path: Path, bundle: Bundle, how: str):
+    done = publish(tmp_path / "out", bundle, stripes(60, 70))
+    before, path = files(done), tmp_path / "scene.tif"
+    (done.folder / "mask.tif").unlink()
+    time.sleep(0.02)
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes())
+    with pytest.raises(Unreadable, match=r"changed while it was read|cannot be opened any more"):
+        again(done, bundle)
+    assert set(files(done)) == set(before) - {"mask.tif"}
+
+
+def test_a_mask_that_is_not_what_the_parts_counted_is_not_published(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    done = publish(tmp_path / "out", bundle, stripes(60, 70))
+    (done.folder / "mask.tif").unlink()
+    honest = publishing.write_mask
+
+    def damaged(*arguments: object, **options: object) -> np.ndarray:
+        counts = honest(*arguments, **options)
+        return np.roll(counts, 1)
+
+    monkeypatch.setattr(publishing, "write_mask", damaged)
+    with pytest.raises(RuntimeError, match="are not those of its parts"):
+        again(done, bundle)
+    assert not (done.folder / "mask.tif").exists()
