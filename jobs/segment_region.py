@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     for option, metavar in (("--parcels", "FILE"), ("--parcel-id", "COLUMN"), ("--mpp", "UM")):
         parser.add_argument(option, metavar=metavar, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def read_request(options: argparse.Namespace) -> Request:

@@ -220,7 +220,7 @@ def test_a_region_is_the_whole_scenes_mask_inside(scene: Path, exact_unet: Bundl
     library = tmp_path / "library.tif"
     segment_scene(scene, exact_unet.path, library, settings=Settings(precision="fp32", shard=512))
     x, y = 301905.0, 4154085.0
-    corners = [[x + 30 * col, y - 30 * row] for row, col in ((520, 600), (560, 1250), (1390, 900), (520, 600))]
+    corners = [[x + 30 * col, y - 30 * row] for row, col in ((520.3, 600.1), (560.7, 1250.2), (1390.4, 900.9), (520.3, 600.1))]
     aoi = {"type": "Polygon", "coordinates": [corners]}
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32612"}}
     (tmp_path / "aoi.geojson").write_text(json.dumps(
@@ -299,7 +299,7 @@ def test_fresh_and_clean(exact_unet: Bundle, ray_cluster: dict[str, str], tmp_pa
 
 def test_rays_copy_of_the_folder_is_small_and_enough(ray_cluster: dict[str, str]):
     look = "import os, pipeline, cluster; print(pipeline.__file__, cluster.__file__, os.getcwd(), os.listdir(), os.listdir('jobs'))"
-    done = run([RAY, "job", "submit", "--working-dir", ".", "--", "python", "-c", f'"{look}"'], **ray_cluster)
+    done = run([RAY, "job", "submit", "--working-dir", ".", "--", "python", "-c", look], **ray_cluster)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "__init__.py" in line)
     pipeline_file, cluster_file, folder, listing = line.split(maxsplit=3)
@@ -322,8 +322,9 @@ def test_an_intruder_cannot_join_the_embedded_ray(scene: Path, slow: Bundle, tmp
     try:
         wait_for(lambda: parts_of(tmp_path / "out"), 120)
         gcs = titled(descendants(job.pid), "gcs_server")[0]
-        words = Path(f"/proc/{gcs}/cmdline").read_bytes().decode().split("\0")
-        port = next(word.split("=")[1] for word in words if word.startswith("--gcs_server_port="))
+        raylet = titled(descendants(job.pid), "--raylet_socket_name=")[0]
+        words = Path(f"/proc/{raylet}/cmdline").read_bytes().decode().split("\0")
+        port = next(word.rpartition(":")[2] for word in words if word.startswith("--gcs-address="))
         secrets = dict(entry.split("=", 1) for entry in Path(f"/proc/{gcs}/environ").read_text().split("\0") if "=" in entry)
         os.kill(job.pid, signal.SIGSTOP)  # the job must not end while the intruder tries
         join = "import ray; ray.init(address='127.0.0.1:%s', logging_level='CRITICAL', log_to_driver=False)"
@@ -333,11 +334,8 @@ def test_an_intruder_cannot_join_the_embedded_ray(scene: Path, slow: Bundle, tmp
             "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
             "the job's own": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets["RAY_AUTH_TOKEN"]},
         }
-        inside = {}
-        for name, environment in attempts.items():
-            intruder = start(["timeout", 40, "python", "-c", code % port], **environment)
-            out, _ = intruder.communicate()
-            inside[name] = "inside" in out
+        intruders = {name: start(["timeout", 40, "python", "-c", code % port], **environment) for name, environment in attempts.items()}
+        inside = {name: "inside" in intruder.communicate()[0] for name, intruder in intruders.items()}
         assert inside == {"no token": False, "a wrong token": False, "the job's own": True}
     finally:
         os.kill(job.pid, signal.SIGCONT)
