@@ -130,15 +130,18 @@ def test_every_layout_in_every_window(tmp_path: Path, layout: dict[str, Any], sh
         assert scene.block == (max(h for h, _ in dataset.block_shapes), max(w for _, w in dataset.block_shapes))
 
 
-def test_a_read_over_the_right_and_lower_edge_is_padded_with_invalid_pixels(tmp_path: Path):
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_a_read_over_the_right_and_lower_edge_is_padded_with_invalid_pixels(tmp_path: Path, nodata: int | None):
     values_CHW = noise((2, 20, 30))
-    with SceneReader(opened(write(tmp_path / "a.tif", values_CHW))) as reader:
+    values_CHW[0, 18:, 25:] = 0
+    with SceneReader(opened(write(tmp_path / "a.tif", values_CHW, nodata=nodata))) as reader:
         for window in (Window(0, 0, 32, 32), Window(16, 16, 16, 16), Window(19, 29, 8, 8), Window(0, 28, 20, 8)):
             read_CHW, valid_CHW = told(reader.read(window))
             assert read_CHW.shape == valid_CHW.shape == (2, window.height, window.width)
             expected_CHW = values_CHW[:, window.row : window.rows.stop, window.col : window.cols.stop]
             height, width = expected_CHW.shape[1:]
-            assert np.array_equal(read_CHW[:, :height, :width], expected_CHW) and valid_CHW[:, :height, :width].all()
+            assert np.array_equal(read_CHW[:, :height, :width], expected_CHW)
+            assert np.array_equal(valid_CHW[:, :height, :width], expected_CHW != 0 if nodata == 0 else expected_CHW >= 0)
             assert not valid_CHW[:, height:].any() and not valid_CHW[:, :, width:].any()
             assert not read_CHW[:, height:].any() and not read_CHW[:, :, width:].any()
 
