@@ -12,7 +12,8 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import Source, find_sources
-from pipeline.imagery.raster import Scene, check_scaling, open_scene
+from pipeline.imagery.raster import Scene, open_scene
+from pipeline.imagery.reader import check_scaling
 from pipeline.imagery.region import Area, Region, region_of
 from pipeline.inference.ledger import SceneLedger, scene_folder
 from pipeline.inference.part import FailedWindow

@@ -1,8 +1,8 @@
 """Train a segmentation network on a labelled scene, measure it beside two baselines, and write a bundle.
 
-    python jobs/train_model.py --architecture NAME --data SCENE --labels RASTER --classes FILE --output BUNDLE ...
-    python jobs/train_model.py --architecture NAME --epochs 0 --bands N --classes K --output BUNDLE     random weights
-    python jobs/train_model.py --list                                                                   the zoo
+python jobs/train_model.py --architecture NAME --data SCENE --labels RASTER --classes FILE --output BUNDLE ...
+python jobs/train_model.py --architecture NAME --epochs 0 --bands N --classes K --output BUNDLE     random weights
+python jobs/train_model.py --list                                                                   the zoo
 """
 
 from __future__ import annotations

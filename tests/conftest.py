@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, save_bundle
 from pipeline.models.networks import build_network
 from tests.processes import ray_head

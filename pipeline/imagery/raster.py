@@ -1,31 +1,27 @@
-"""Open, check and describe a scene, and read padded windows of it: everything that is known about GDAL is here."""
+"""Open, check and describe a scene: its grid, its bands, and what of it is refused."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyproj
 import rasterio
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window as RasterioWindow
 
-from pipeline.errors import Refused, Unreadable
+from pipeline.errors import Refused
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
@@ -34,9 +30,6 @@ from pipeline.imagery.catalogue import Source
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
 SAME_GRID_PX = 1e-3
-# GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
-# from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
-WARP_TOLERANCE_PX = 1e-9
 
 
 @dataclass(frozen=True)
@@ -107,20 +100,13 @@ class Scene:
         return common if common.name in RAW_DTYPES else np.dtype("float32")
 
 
-class Pixels(NamedTuple):
-    """A window as the files hold it: `valid_CHW` is None where every value is valid; invalid values are 0."""
-
-    values_CHW: np.ndarray
-    valid_CHW: np.ndarray | None
-
-
 def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
     """Open the headers of a scene, find the bands that are wanted, and check them.
 
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
     with ExitStack() as stack:
-        files = [(asset, stack.enter_context(_open(asset.path))) for asset in source.assets]
+        files = [(asset, stack.enter_context(open_dataset(asset.path))) for asset in source.assets]
         for _, dataset in files:
             _check_file(dataset)
         chosen = find_bands(source, files, wanted)
@@ -155,137 +141,8 @@ def _version(source: Source, used: dict[str, DatasetReader]) -> str:
     return ";".join(f"{path.name}:{storage.version(path)}" for path in paths if path.exists())
 
 
-class SceneReader:
-    """The open files of a scene, for one thread at a time; stays open from shard to shard."""
-
-    def __init__(self, scene: Scene):
-        self.scene = scene
-        self._stack = ExitStack()
-        self._lock = threading.Lock()
-        opened: dict[tuple[object, ...], DatasetReader] = {}
-        self._groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
-        for number, band in enumerate(scene.bands):
-            key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
-            if key not in opened:
-                opened[key] = self._keep(_open(Path(band.path)))
-                if band.warped:
-                    opened[key] = self._keep(_on_grid(opened[key], band, scene.grid))
-            self._groups.setdefault((opened[key], band.dtype), []).append(number)
-
-    def __enter__(self) -> SceneReader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def _keep(self, dataset: DatasetReader) -> DatasetReader:
-        self._stack.callback(dataset.close)  # not entered: a dataset's context belongs to the thread that entered it
-        return dataset
-
-    def read(self, window: Window) -> Pixels:
-        """Read a window that may reach over the scene's right and lower edge; what lies outside is invalid.
-
-        Returns C x H x W in the scene's dtype, bands in the model's order. Raises Unreadable, naming file and window.
-        """
-        inside = window.intersection(self.scene.grid.window)
-        if inside is None or (inside.row, inside.col) != (window.row, window.col):
-            raise ValueError(f"{window} does not start inside the scene ({self.scene.grid.height} x {self.scene.grid.width} px)")
-        with self._lock:
-            values_CHW, valid_CHW = self._read_inside(inside)
-        if inside != window:
-            shape = (len(self.scene.bands), window.height, window.width)
-            padded, known = np.zeros(shape, values_CHW.dtype), np.zeros(shape, bool)
-            padded[:, : inside.height, : inside.width] = values_CHW
-            known[:, : inside.height, : inside.width] = True if valid_CHW is None else valid_CHW
-            values_CHW, valid_CHW = padded, known
-        return Pixels(values_CHW, valid_CHW)
-
-    def preview(self, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any."""
-        with self._lock:
-            values_CHW, valid_CHW = self._read_inside(window, shape)
-        return values_CHW, np.ones(values_CHW.shape, bool) if valid_CHW is None else valid_CHW
-
-    def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
-        area = RasterioWindow(window.col, window.row, window.width, window.height)
-        height, width = out_shape or (window.height, window.width)
-        shape = (len(self.scene.bands), height, width)
-        values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), np.ones(shape, bool)
-        for (dataset, _), numbers in self._groups.items():
-            bands = [self.scene.bands[number] for number in numbers]
-            try:
-                values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
-            except (RasterioError, UnicodeDecodeError, MemoryError) as error:
-                reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-                raise Unreadable(
-                    f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}"
-                ) from error
-            for number, band, plane in zip(numbers, bands, values, strict=True):
-                valid = valid_CHW[number]
-                if band.nodata is not None and not np.isnan(band.nodata):
-                    np.not_equal(plane, plane.dtype.type(band.nodata), out=valid)
-                if plane.dtype.kind == "f":
-                    with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
-                        plane = plane.astype(self.scene.dtype, copy=False)
-                    valid &= np.isfinite(plane)
-                if shown is not None:
-                    valid &= shown
-                values_CHW[number] = np.where(valid, plane, 0)
-        return Pixels(values_CHW, None if valid_CHW.all() else valid_CHW)
-
-
-def _read_mask(dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int], data: set[int]) -> np.ndarray:
-    """Which pixels both the file's mask and its alpha bands show, save those that are `data`.
-
-    GDAL itself looks past an alpha band where there is a nodata value.
-    """
-    shown = np.ones(shape, bool)
-    if dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]:
-        shown &= dataset.read_masks(1, window=area, out_shape=shape) > 0
-    for index, use in enumerate(dataset.colorinterp, 1):
-        if use == ColorInterp.alpha and index not in data:
-            shown &= dataset.read(index, window=area, out_shape=shape) > 0
-    return shown
-
-
-def check_scaling(scene: Scene, wanted: Sequence[Band]) -> None:
-    """Read three small windows along the diagonal and refuse values that no scale of the training data explains.
-
-    A scene in reflectance and the same scene in raw digital numbers differ by a factor of 10,000: a model would answer
-    either without complaint. Refused is a median further outside the training range than ten times its width.
-    """
-    grid = scene.grid
-    samples = []
-    with SceneReader(scene) as reader:
-        for share in (0.25, 0.5, 0.75):
-            corner = Window(int(grid.height * share), int(grid.width * share), 64, 64)
-            try:
-                samples.append(reader.read(corner.intersection(grid.window) or grid.window._replace(height=1, width=1)))
-            except Unreadable:
-                continue  # law 6 names the window when its shard is read
-    for number, (band, spec) in enumerate(zip(scene.bands, wanted, strict=True)):
-        values = [pixels.values_CHW[number][_valid(pixels, number)] for pixels in samples]
-        if spec.range is None or not sum(map(len, values)):
-            continue
-        median = float(np.median(np.concatenate(values))) * band.scale + band.offset
-        low, high = spec.range
-        if not low - 10 * (high - low) <= median <= high + 10 * (high - low):
-            raise Refused(
-                f"{scene.uri}: band {spec.name} holds values around {median:g}, the model was trained on {low:g} to {high:g}"
-                f"{' ' + spec.unit if spec.unit else ''}: set the file's scale and offset tags, or use a model trained on this scaling"
-            )
-
-
-def _valid(pixels: Pixels, number: int) -> np.ndarray:
-    shape = pixels.values_CHW.shape[1:]
-    return np.ones(shape, bool) if pixels.valid_CHW is None else pixels.valid_CHW[number]
-
-
-def _open(path: Path) -> DatasetReader:
+def open_dataset(path: Path) -> DatasetReader:
+    """Open a file. Raises Refused, in one line, where that cannot be done."""
     try:
         return rasterio.open(path)
     except (RasterioError, CRSError, UnicodeDecodeError) as error:
@@ -368,16 +225,6 @@ def _same_grid(one: Grid, other: Grid) -> bool:
     corners = ((0, 0), (one.width, 0), (0, one.height))
     shifts = [np.subtract(~other.affine * (one.affine * corner), corner) for corner in corners]
     return bool(np.abs(shifts).max() < SAME_GRID_PX)
-
-
-def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
-    """A view of a file on the scene's grid, warped window by window: nearest for classes, bilinear for measurements."""
-    return WarpedVRT(
-        dataset, crs=grid.rasterio_crs, transform=grid.affine, width=grid.width, height=grid.height,
-        resampling=Resampling.nearest if band.categorical else Resampling.bilinear,
-        src_nodata=band.nodata, nodata=float("nan"), dtype="float32", tolerance=WARP_TOLERANCE_PX,
-        UNIFIED_SRC_NODATA="NO",  # rasterio's YES: a pixel is nodata where all bands of the file are, and mixed into others elsewhere
-    )  # fmt: skip
 
 
 def _resolution_m(grid: Grid) -> float | None:

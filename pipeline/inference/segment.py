@@ -26,7 +26,8 @@ from pipeline.geometry.stitch import Strips
 from pipeline.geometry.windows import Tile, Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import find_sources
-from pipeline.imagery.raster import Pixels, Scene, SceneReader, check_scaling, open_scene
+from pipeline.imagery.raster import Scene, open_scene
+from pipeline.imagery.reader import Pixels, SceneReader, check_scaling
 from pipeline.imagery.region import Region
 from pipeline.inference.cog import write_mask
 from pipeline.inference.ledger import SceneLedger

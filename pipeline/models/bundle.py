@@ -20,7 +20,7 @@ from torch import nn
 
 from pipeline.errors import Refused
 from pipeline.imagery import storage
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.models.footprint import activation_bytes_per_pixel
 from pipeline.models.networks import build_network
 from pipeline.models.precision import in_precision

@@ -12,7 +12,9 @@ import torch
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window
-from pipeline.imagery.raster import Band, Pixels, SceneBand
+from pipeline.imagery.bands import Band
+from pipeline.imagery.raster import SceneBand
+from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle, differing_share
 from pipeline.models.precision import in_precision
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import Refused
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.models.bundle import NODATA, Bundle, ClassEntry, save_bundle
 from pipeline.models.networks import build_network
 

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from rasterio.errors import RasterioError
 
 from pipeline.errors import Refused, Unreadable
-from pipeline.imagery.raster import SceneReader
+from pipeline.imagery.reader import SceneReader
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 

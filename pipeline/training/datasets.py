@@ -13,8 +13,10 @@ from rasterio.enums import ColorInterp
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, Window, ceil_to
 from pipeline.imagery import storage
+from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import Asset, BandEntry, Source, find_sources
-from pipeline.imagery.raster import Band, Scene, SceneReader, open_scene
+from pipeline.imagery.raster import Scene, open_scene
+from pipeline.imagery.reader import SceneReader
 from pipeline.inference.plan import GIB, memory_allotted
 from pipeline.models.bundle import normalise
 from pipeline.training.classes import IGNORE, LabelClass, class_ids

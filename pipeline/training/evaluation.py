@@ -73,9 +73,7 @@ def fit_logistic_regression(
     nn.init.zeros_(weight)
     nn.init.zeros_(bias)
     weights = class_weights(labels_HW, classes, balance).double()
-    optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
     def objective() -> torch.Tensor:
         optimiser.zero_grad()

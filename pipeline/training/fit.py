@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, ceil_to
 from pipeline.imagery import storage
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.inference.plan import software
 from pipeline.models.bundle import Bundle, save_bundle
 from pipeline.models.engine import choose_device, describe_device

@@ -71,9 +71,7 @@ def train(
     if not parameters:
         raise Refused("this architecture has no weights to train; --epochs 0 writes it as it is")
     device = parameters[0].device
-    batches = random_batches(
-        image_CHW, labels_HW, window=recipe.window, batch=recipe.batch, seed=recipe.seed, turn=recipe.turn
-    )
+    batches = random_batches(image_CHW, labels_HW, window=recipe.window, batch=recipe.batch, seed=recipe.seed, turn=recipe.turn)
     steps = math.ceil(labels_HW.size / (recipe.batch * recipe.window**2))
     loss_of = nn.CrossEntropyLoss(
         class_weights(labels_HW, classes, recipe.balance).to(device),

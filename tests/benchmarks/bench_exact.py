@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.inference.plan import Settings
 from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import ClassEntry, save_bundle

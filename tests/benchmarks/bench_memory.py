@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.models.bundle import ClassEntry, save_bundle
 from pipeline.models.networks import build_network
 from tests.benchmarks.machine import describe_machine

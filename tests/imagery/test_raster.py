@@ -27,7 +27,8 @@ from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import Asset, BandEntry, Source, find_sources
-from pipeline.imagery.raster import WARP_TOLERANCE_PX, Pixels, Scene, SceneReader, check_scaling, open_scene
+from pipeline.imagery.raster import Scene, open_scene
+from pipeline.imagery.reader import WARP_TOLERANCE_PX, Pixels, SceneReader, check_scaling
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 TRANSFORM = from_origin(301905, 4154085, 30, 30)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.errors import Refused
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, load_bundle, save_bundle
 from pipeline.models.networks import build_network
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
-from pipeline.imagery.raster import Band, Pixels, SceneBand
+from pipeline.imagery.bands import Band
+from pipeline.imagery.raster import SceneBand
+from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle
 from pipeline.models.engine import Engine, Scaling, choose_precision, describe_device, layer_count
 from pipeline.models.footprint import activation_bytes_per_pixel

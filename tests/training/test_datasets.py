@@ -13,7 +13,7 @@ from rasterio.warp import transform as transform_points
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span
-from pipeline.imagery.raster import Band
+from pipeline.imagery.bands import Band
 from pipeline.models.bundle import ClassEntry
 from pipeline.training import datasets
 from pipeline.training.classes import LabelClass
@@ -25,10 +25,21 @@ GRID = Affine(30.0, 0.0, 301905.0, 0.0, -30.0, 4154085.0)
 NODATA = 65535
 
 
-def write(path: Path, values_CHW: np.ndarray, crs: str, transform: Affine, nodata: float | None = None, names: tuple[str, ...] = ()) -> Path:
+def write(
+    path: Path, values_CHW: np.ndarray, crs: str, transform: Affine, nodata: float | None = None, names: tuple[str, ...] = ()
+) -> Path:
     count, height, width = values_CHW.shape
     with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=values_CHW.dtype, crs=crs, transform=transform, nodata=nodata
+        path,
+        "w",
+        driver="GTiff",
+        count=count,
+        height=height,
+        width=width,
+        dtype=values_CHW.dtype,
+        crs=crs,
+        transform=transform,
+        nodata=nodata,
     ) as dataset:
         dataset.write(values_CHW)
         for number, name in enumerate(names, 1):
@@ -45,11 +56,21 @@ def scene(tmp_path: Path) -> Path:
     return write(tmp_path / "scene.tif", values, "EPSG:32612", GRID, NODATA, ("red", "nir"))
 
 
+LABEL_GRIDS = {  # both leave the scene's right and lower edge bare
+    "EPSG:26912": Affine(31.53, 0, 301903.3, 0, -31.52, 4154086.5),  # another datum
+    "EPSG:4326": Affine(0.0003, 0, -113.2419, 0, -0.00026, 37.5134),  # turned against the scene's grid
+}
+
+
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Random labels at 31.53 x 31.52 m in another datum's CRS, which leave the scene's right and lower edge bare."""
+    """Random labels on another grid and CRS."""
+    return write_labels(tmp_path, "EPSG:26912")
+
+
+def write_labels(folder: Path, crs: str) -> Path:
     values = np.random.default_rng(2).choice(np.array([1, 4, 5, 7, 255], np.uint8), (1, 80, 110))
-    return write(tmp_path / "labels.tif", values, "EPSG:26912", Affine(31.53, 0, 301903.3, 0, -31.52, 4154086.5), 255)
+    return write(folder / "labels.tif", values, crs, LABEL_GRIDS[crs], 255)
 
 
 def nearest_labels(scene: Path, labels: Path) -> np.ndarray:
@@ -63,7 +84,9 @@ def nearest_labels(scene: Path, labels: Path) -> np.ndarray:
         return np.where(inside, source.read(1)[row.clip(0, source.height - 1), col.clip(0, source.width - 1)], 255)
 
 
-def test_labels_are_the_nearest_on_the_scenes_grid(scene: Path, labels: Path) -> None:
+@pytest.mark.parametrize("crs", LABEL_GRIDS)
+def test_labels_are_the_nearest_on_the_scenes_grid(tmp_path: Path, scene: Path, crs: str) -> None:
+    labels = write_labels(tmp_path, crs)
     block = open_labelled(str(scene), str(labels), CLASSES).read(Span(0, WIDTH))
     values = nearest_labels(scene, labels)
     expected = np.where(np.isin(values, (1, 7)), 0, np.where(values == 4, 1, 255))
@@ -72,7 +95,9 @@ def test_labels_are_the_nearest_on_the_scenes_grid(scene: Path, labels: Path) ->
     assert set(np.unique(block.labels_HW)) == {0, 1, 255}
 
 
-def test_a_block_read_alone_is_that_part_of_the_whole(scene: Path, labels: Path) -> None:
+@pytest.mark.parametrize("crs", LABEL_GRIDS)
+def test_a_block_read_alone_is_that_part_of_the_whole(tmp_path: Path, scene: Path, crs: str) -> None:
+    labels = write_labels(tmp_path, crs)
     labelled = open_labelled(str(scene), str(labels), CLASSES)
     whole, part = labelled.read(Span(0, WIDTH)), labelled.read(Span(37, 71))
     assert part.window == (0, 37, HEIGHT, 34)
@@ -157,7 +182,7 @@ def test_a_stac_item_tells_names_and_scaling(tmp_path: Path, scene: Path, labels
 def test_a_band_that_says_nothing_is_refused(tmp_path: Path, labels: Path, value: int) -> None:
     flat = write(tmp_path / "flat.tif", np.full((1, HEIGHT, WIDTH), value, np.uint16), "EPSG:32612", GRID, NODATA, ("red",))
     labelled = open_labelled(str(flat), str(labels), CLASSES)
-    with pytest.raises(Refused, match="band red holds .* leave it out"):
+    with pytest.raises(Refused, match=r"band red holds .* leave it out"):
         measure_bands(labelled.read(Span(0, WIDTH)), labelled.bands)
 
 
@@ -170,7 +195,7 @@ def test_a_block_that_does_not_fit_in_memory_is_refused(scene: Path, labels: Pat
 def test_several_scenes_or_missing_files_are_refused(tmp_path: Path, scene: Path, labels: Path) -> None:
     with pytest.raises(Refused, match="holds 2 scenes"):
         open_labelled(str(tmp_path), str(labels), CLASSES)
-    with pytest.raises(Refused, match="nowhere.tif: no such file"):
+    with pytest.raises(Refused, match=r"nowhere\.tif: no such file"):
         open_labelled(str(scene), str(tmp_path / "nowhere.tif"), CLASSES)
 
 

@@ -1,0 +1,233 @@
+"""The training job: its words, its refusals, and the demo's bundle, which it made."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as transform_points
+from sklearn.metrics import accuracy_score, jaccard_score
+
+from jobs import train_model
+from jobs.train_model import main
+from pipeline.models.bundle import load_bundle
+from pipeline.models.engine import Engine
+from tests.toys import PROJECT, SHARED, smooth_noise, write_scene
+
+CLASSES = [{"name": "dark", "color": "#000000", "values": [0]}, {"name": "bright", "color": "#FFFFFF", "values": [1, 2]}]
+ZION, MODEL = PROJECT / "jobs" / "demo" / "zion", PROJECT / "jobs" / "demo" / "model"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A command that trains in a second."""
+    values_CHW = smooth_noise(1, (2, 64, 160))
+    labels_HW = (values_CHW > 128).sum(axis=0).astype(np.uint8)
+    scene, labels = write_scene(tmp_path / "scene.tif", values_CHW), write_scene(tmp_path / "labels.tif", labels_HW[None])
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    return (
+        f"--architecture unet --argument width=2 --argument depth=1 --data {scene} --labels {labels} --classes {tmp_path / 'classes.json'}"
+        f" --validation-columns 90:110 --test-columns 130:160 --epochs 2 --batch 2 --window 16 --licence data=CC0-1.0"
+        f" --output {tmp_path / 'bundle'}"
+    ).split()
+
+
+def without(words: list[str], option: str) -> list[str]:
+    place = words.index(option)
+    return words[:place] + words[place + 2 :]
+
+
+def test_it_trains_compares_and_writes_a_bundle(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    bundle = load_bundle(tmp_path / "bundle")
+    Engine(bundle, "cpu", "fp32")
+    assert bundle.provenance["command"] == f"python jobs/train_model.py {' '.join(words)}"
+    assert (bundle.arguments, bundle.licences) == ({"width": 2, "depth": 1}, {"data": "CC0-1.0"})
+    printed = capsys.readouterr().out
+    table = {tuple(line.split()[:-3]): line.split()[-3:] for line in printed.splitlines()}
+    assert table[()] == ["network", "logistic_regression", "majority_class"]
+    test = bundle.metrics["test"].values()
+    assert table["overall", "accuracy"] == [f"{scores['accuracy']:.3f}" for scores in test]
+    assert table["IoU", "bright"] == [f"{scores['iou']['bright']:.3f}" for scores in test]
+    assert f"halo {bundle.halo} px (exact {bundle.reach.exact_halo} px)" in printed
+
+
+def test_a_bundle_that_is_there_is_refused_before_training(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "model.json").write_text("{}")
+    monkeypatch.setattr(train_model, "fit", lambda *_: pytest.fail("it trained"))
+    assert main(words) == 2
+    assert "holds a bundle already" in capsys.readouterr().err
+    assert (tmp_path / "bundle" / "model.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--data", "nowhere.tif"], "nowhere.tif: no such file or folder"),
+        (["--labels", "nowhere.tif"], "nowhere.tif: no such file"),
+        (["--classes", "nowhere.json"], "nowhere.json: no such file"),
+        (["--architecture", "vnet"], "no architecture 'vnet'"),
+        (["--architecture", "identity", "--argument", "width=3"], "does not take these arguments"),
+        (["--argument", "colour=3"], "does not take these arguments"),
+        (["--bands", "swir"], "has no band swir; there are band_1, band_2"),
+        (["--test-columns", "130:161"], "the scene has columns 0:160"),
+        (["--train-columns", "0:89"], "the network's halo"),
+        (["--window", "128"], "choose a smaller --window"),
+        (["--learning-rate", "-1"], "--learning-rate -1.0: out of range"),
+        (["--output", "s3://bucket/bundle"], "s3:// is not supported yet"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: list[str], change: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert main(words + change) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--data", "--labels", "--classes", "--test-columns", "--validation-columns"])
+def test_what_training_needs_is_named(words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(without(words, option)) == 2
+    assert f"training needs {option} too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", [["--output", "x"], ["--architecture", "unet"], ["--test-columns", "12"], ["--argument", "width"]])
+def test_bad_usage_exits_with_2(bad: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(bad)
+    assert stopped.value.code == 2
+
+
+def test_epochs_0_writes_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"--architecture logistic_regression --epochs 0 --bands 4 --classes 3 --output {tmp_path / 'random'}".split()
+    assert main(words) == 0
+    bundle = load_bundle(tmp_path / "random")
+    assert (len(bundle.bands), len(bundle.classes), bundle.halo) == (4, 3, 0)
+    assert main(words) == 2
+    assert main([*without(words, "--bands"), "--output", str(tmp_path / "other")]) == 2
+    assert "needs --bands N and --classes K" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_zoo_has_a_line_a_network() -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/train_model.py", "--list"], cwd=PROJECT, capture_output=True, text=True, check=False, env=_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert {"unet", "fcn_resnet50", "deeplabv3_mobilenet_v3_large", "logistic_regression", "identity"} <= set(lines)
+    assert "--argument width=64" in lines["unet"]
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(PROJECT)}
+
+
+def demo_block() -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """What the demo's network sees around its test block, normalised, and the block's labels, by rasterio alone.
+
+    Returns C x H x W, labels H x W of the block, and the block's columns in the image.
+    """
+    bundle = load_bundle(MODEL)
+    first, last = bundle.provenance["columns"]["test"]
+    start = first - bundle.reach.exact_halo
+    with rasterio.open(ZION / "landsat_b2.tif") as grid:
+        crs, place, height, width = grid.crs, grid.transform, grid.height, grid.width
+    planes = []
+    for band in bundle.provenance["scene"]["bands"]:
+        with rasterio.open(ZION / band["file"]) as dataset, WarpedVRT(
+            dataset, crs=crs, transform=place, width=width, height=height, resampling=Resampling.bilinear, nodata=np.nan,
+            dtype="float64", tolerance=1e-9,
+        ) as placed:  # fmt: skip
+            planes.append(placed.read(1) * band["scale"] + band["offset"])
+    mean, std = ([getattr(band, name) for band in bundle.bands] for name in ("mean", "std"))
+    image_CHW = (np.array(planes) - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    with rasterio.open(ZION / "nlcd.tif") as dataset:
+        rows, cols = np.mgrid[:height, first:last]
+        x, y = transform_points(crs, dataset.crs, *(place * (cols.ravel() + 0.5, rows.ravel() + 0.5)))
+        col, row = (np.floor(axis).astype(int).reshape(rows.shape) for axis in ~dataset.transform * (np.array(x), np.array(y)))
+        values_HW = dataset.read(1)[row, col]
+    labels_HW = np.full(values_HW.shape, 255)
+    for number, values in enumerate(bundle.provenance["labels"]["values"].values()):
+        labels_HW[np.isin(values_HW, values)] = number
+    labels_HW[np.isnan(image_CHW).any(axis=0)[:, first:last]] = 255
+    stride = bundle.reach.stride
+    image_CHW = np.pad(np.nan_to_num(image_CHW[:, :, start:], nan=0.0), ((0, 0), (0, -height % stride), (0, -width % stride)))
+    return image_CHW, labels_HW, (first - start, last - start)
+
+
+def test_the_demos_bundle_scores_what_it_says() -> None:
+    """Run again on the block that was held out, read without the project's own code, it gives the scores that are stored."""
+    image_CHW, labels_HW, (first, last) = demo_block()
+    bundle = load_bundle(MODEL)
+    Engine(bundle, "cpu", "fp32")
+    with torch.inference_mode():
+        logits_KHW = bundle.network()(torch.from_numpy(image_CHW.astype(np.float32))[None])[0]
+    ids_HW = logits_KHW.argmax(0).numpy()[: labels_HW.shape[0], first:last]
+    known = labels_HW != 255
+    stored = bundle.metrics["test"]["network"]
+    assert known.sum() == np.sum(stored["confusion_truth_predicted"])
+    assert accuracy_score(labels_HW[known], ids_HW[known]) == pytest.approx(stored["accuracy"], abs=2e-4)
+    iou = jaccard_score(labels_HW[known], ids_HW[known], average=None)
+    assert iou == pytest.approx(list(stored["iou"].values()), abs=1e-3)
+    assert iou.mean() == pytest.approx(stored["mean_iou"], abs=1e-3)
+
+
+def test_the_demos_bundle_beats_both_baselines_and_is_small() -> None:
+    test = load_bundle(MODEL).metrics["test"]
+    for baseline in ("logistic_regression", "majority_class"):
+        assert test["network"]["accuracy"] > test[baseline]["accuracy"] + 0.03
+        assert test["network"]["mean_iou"] > test[baseline]["mean_iou"] + 0.05
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 8e6
+
+
+def test_the_demos_bundle_was_made_by_a_command_that_still_parses() -> None:
+    bundle = load_bundle(MODEL)
+    command = bundle.provenance["command"].split()
+    options = train_model.parse(command[2:])
+    assert command[:2] == ["python", "jobs/train_model.py"]
+    assert all((PROJECT / place).exists() for place in (options.data, options.labels, options.classes))
+    classes = json.loads((PROJECT / options.classes).read_text())
+    learnt = {entry["name"]: entry["values"] for entry in classes if "ignored" not in entry}
+    assert bundle.provenance["labels"]["values"] == learnt
+    train, validation, held_out = (bundle.provenance["columns"][name] for name in ("train", "validation", "test"))
+    assert train[1] + bundle.reach.exact_halo <= validation[0] and validation[1] <= held_out[0]
+
+
+def test_the_demos_scene_is_a_valid_item() -> None:
+    stac = pytest.importorskip("pystac")
+    item = stac.Item.from_file(str(ZION / "item.json"))
+    item.stac_extensions = []  # their schemas are not on this machine
+    item.validate()
+    for asset in item.assets.values():
+        assert not asset.href.startswith("/") and (ZION / asset.href).exists()
+    with rasterio.open(ZION / "landsat_b2.tif") as dataset:
+        west, south, east, north = rasterio.warp.transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds)
+    assert item.bbox == pytest.approx([west, south, east, north], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["landsat_b2", "landsat_b3", "landsat_b4", "landsat_b5", "srtm", "nlcd"])
+def test_the_demos_scene_is_the_data_as_found(name: str) -> None:
+    found = SHARED / "data" / "zion-landsat8" / f"{name}.tif"
+    if not found.exists():
+        pytest.skip("the shared data are not on this machine")
+    with rasterio.open(found) as one, rasterio.open(ZION / f"{name}.tif") as other:
+        assert (one.read() == other.read()).all()
+        for what in ("nodata", "crs", "transform", "dtypes", "shape"):
+            assert getattr(one, what) == getattr(other, what)
