@@ -86,6 +86,17 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def alive(pids: list[int]) -> list[int]:
+    """Those processes that have not ended."""
+    states = {}
+    for pid in pids:
+        try:
+            states[pid] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+    return [pid for pid, state in states.items() if state != "Z"]
+
+
 def titled(pids: list[int], title: str) -> list[int]:
     """Those processes whose command line holds `title`."""
     found = []

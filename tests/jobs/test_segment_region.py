@@ -19,7 +19,7 @@ from rio_cogeo import cog_validate
 from pipeline.inference.plan import Settings
 from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle
-from tests.processes import RAY, descendants, end_group, job_command, run, start, titled, wait_for
+from tests.processes import RAY, alive, descendants, end_group, job_command, run, start, titled, wait_for
 from tests.toys import smooth_noise, write_scene
 
 SHARDS = 4
@@ -116,9 +116,14 @@ def test_killed_actor_and_killed_driver_give_the_same_bytes(scene: Path, slow: B
     driver_killed = start(segment(scene, slow, tmp_path / "driver", "--shard", 512))
     try:
         wait_for(lambda: len(parts_of(tmp_path / "driver")) >= 3, 120)
+        orphans = descendants(driver_killed.pid)
         os.kill(driver_killed.pid, signal.SIGKILL)
+        workers = titled(orphans, "ray::Worker")
+        wait_for(lambda: not alive(workers), 60)  # an actor may finish its shard before Ray ends it
     finally:
         end_group(driver_killed)
+        for pid in alive(orphans):
+            os.kill(pid, signal.SIGKILL)
     done = parts_of(tmp_path / "driver")
     assert 3 <= len(done) < 9
     assert not (tmp_path / "driver" / "scenes" / "scene" / "mask.tif").exists()
