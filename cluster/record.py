@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.scenes import OpenedScene, SceneWork
+from cluster.scenes import SceneWork
 from pipeline.imagery import storage
 from pipeline.inference.plan import software
 from pipeline.models.bundle import Bundle
@@ -23,7 +23,7 @@ OUTCOMES = {0: "done", 1: "error", 2: "refused", 3: "failed on data"}
 class RunRecord:
     """Created when work begins, replaced when it ends, however it ends; a run that is refused leaves none."""
 
-    def __init__(self, out: Path, command: Sequence[str], bundle: Bundle, done: Sequence[OpenedScene], refusals: Mapping[str, str]):
+    def __init__(self, out: Path, command: Sequence[str], bundle: Bundle, done: Sequence[str], refusals: Mapping[str, str]):
         now = datetime.now(UTC)
         self.run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self._path = out / "runs" / f"{self.run_id}.json"
@@ -35,7 +35,7 @@ class RunRecord:
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "outcome": "running",
             "command": list(command), "bundle": {"path": bundle.path, "model_id": bundle.model_id},
             "software": software() | {"ray": version("ray")},
-            "already_done": [opened.scene.uri for opened in done],
+            "already_done": list(done),
         }  # fmt: skip
 
     def __enter__(self) -> RunRecord:

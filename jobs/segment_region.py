@@ -31,8 +31,10 @@ from pipeline.inference.plan import GIB, MIB, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.engine import choose_device, describe_device
+from pipeline.results.publish import published_rows
 
 DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
+SCENES_SHOWN, WINDOWS_SHOWN = 10, 10
 EXAMPLE = """example:
   python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
 
@@ -70,9 +72,10 @@ def segment_region(options: argparse.Namespace) -> int:
     if options.dry_run:
         print_plans(scenes, bundle, request)
         return DONE
-    done = [] if request.fresh else [opened for opened in scenes if published_ledger(opened, request)]
-    todo = [opened for opened in scenes if opened not in done]
-    with RunRecord(request.out, sys.argv, bundle, done, refusals) as record:
+    found = {} if request.fresh else {opened.scene.uri: published_ledger(opened, request) for opened in scenes}
+    done = {uri: ledger for uri, ledger in found.items() if ledger}
+    todo = [opened for opened in scenes if opened.scene.uri not in done]
+    with RunRecord(request.out, sys.argv, bundle, list(done), refusals) as record:
 
         def started(works: list[SceneWork], actors: int) -> None:
             record.start(works, actors)
@@ -89,7 +92,7 @@ def segment_region(options: argparse.Namespace) -> int:
         record.end(code)
     if options.clean:
         clean(scenes, request)
-    print_summary(works, done, refusals, request.out)
+    print_summary(works, [published_rows(ledger) for ledger in done.values()], refusals, request.out)
     return code
 
 
@@ -207,29 +210,56 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
         print(f"  about {clock(plan.tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
 
 
-def print_summary(works: Sequence[SceneWork], done: Sequence[OpenedScene], refusals: Mapping[str, str], out: Path) -> None:
-    """Print the class areas of each scene, what failed, and where the files are."""
+def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]]], refusals: Mapping[str, str], out: Path) -> None:
+    """Print the class areas, what failed, and where the files are. `done` are the tables that were there before."""
+    tables = [work.published.rows for work in works if work.published] + list(done)
+    if len(tables) <= SCENES_SHOWN:
+        for rows in tables:
+            print_areas(rows[0]["scene_id"], rows)
+    else:
+        print_areas(f"{len(tables)} scenes", add_scenes(tables))
     for work in works:
-        print(f"\n{work.plan.scene.scene_id}")
-        if work.published is None:
-            print(f"  failed: {work.failure}")
-            continue
-        for row in work.published.rows:
-            area = "" if row["area_m2"] is None else f"{row['area_m2'] / 1e6:14,.2f} km2"
-            share = "" if row["share"] is None else f"{row['share']:8.2%}"
-            print(f"  {row['class_id']:3d} {row['class_name'][:32]:32s}{row['pixel_count']:14,d} px{area}{share}")
-        for window in work.failed_windows[:10]:
-            print(f"  failed window row {window.row} col {window.col} {window.height} x {window.width} px: {window.reason}")
-        if len(work.failed_windows) > 10:
-            print(f"  and {len(work.failed_windows) - 10} more, in the run record")
-        if work.published.complete and not work.published.committed and not work.committed_before:
-            print("  another run finished this scene first; its manifest holds")
-        print(f"  {work.published.mask}")
+        print_failures(work)
     if done:
         print(f"\n{len(done)} scene(s) were done already: nothing to do for them")
     for reason in refusals.values():
         print(f"\nskipped: {reason}")
     print(f"\nmasks, pictures and STAC items are in {out / 'scenes'}, tables in {out / 'results' / 'areas'}")
+
+
+def add_scenes(tables: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One table of several scenes; areas are those of the scenes that have a place on the ground."""
+    total = [dict(row, pixel_count=0, area_m2=0.0) for row in tables[0]]
+    for rows in tables:
+        for row, more in zip(total, rows, strict=True):
+            row["pixel_count"] += more["pixel_count"]
+            row["area_m2"] += more["area_m2"] or 0.0
+    valid = sum(row["pixel_count"] for row in total)
+    return [row | {"share": row["pixel_count"] / valid if valid else None} for row in total]
+
+
+def print_areas(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A line a class."""
+    print(f"\n{title}")
+    for row in rows:
+        area = "" if row["area_m2"] is None else f"{row['area_m2'] / 1e6:14,.2f} km2"
+        share = "" if row["share"] is None else f"{row['share']:8.2%}"
+        print(f"  {row['class_id']:3d} {row['class_name'][:32]:32s}{row['pixel_count']:14,d} px{area}{share}")
+
+
+def print_failures(work: SceneWork) -> None:
+    """What failed of a scene, or was finished by another run."""
+    lines = [f"failed: {work.failure}"] if work.failure else []
+    for window in work.failed_windows[:WINDOWS_SHOWN]:
+        lines.append(f"failed window row {window.row} col {window.col} {window.height} x {window.width} px: {window.reason}")
+    if len(work.failed_windows) > WINDOWS_SHOWN:
+        lines.append(f"and {len(work.failed_windows) - WINDOWS_SHOWN} more, in the run record")
+    if work.published and not work.published.complete:
+        lines.append(f"what could be segmented is in {work.published.mask}")
+    elif work.published and not work.published.committed and not work.committed_before:
+        lines.append("another run finished this scene first; its manifest holds")
+    if lines:
+        print("\n" + "\n".join(f"  {line}" for line in [work.plan.scene.scene_id, *lines]))
 
 
 if __name__ == "__main__":

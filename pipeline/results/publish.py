@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import rasterio
 from rasterio.errors import RasterioError
 
@@ -44,6 +45,11 @@ class Published:
 
 def areas_path(ledger: SceneLedger) -> Path:
     return Path(ledger.out, "results", "areas", f"{ledger.scene}.parquet")
+
+
+def published_rows(ledger: SceneLedger) -> list[dict[str, Any]]:
+    """The rows of a published scene's areas table."""
+    return pq.read_table(areas_path(ledger)).to_pylist()
 
 
 def is_done(ledger: SceneLedger, layers: tuple[str, ...]) -> bool:

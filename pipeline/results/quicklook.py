@@ -17,7 +17,7 @@ from pipeline.imagery.reader import SceneReader
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 
-LONGEST = 900  # px of each of the two pictures
+SHORTEST, LONGEST = 320, 900  # px: the longer side of each of the two pictures; a small scene is enlarged up to 4 times
 MARGIN, LINE = 24, 30
 PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
 
@@ -45,7 +45,7 @@ def draw_quicklook(plan: Plan, bundle: Bundle, mask: Path, rows: Sequence[dict[s
     draw.text((MARGIN, top + height + MARGIN + legend), note, fill=FAINT, font=small)
     about = PngInfo()
     about.add_text("input_id", input_id)
-    page.save(target, format="PNG", pnginfo=about)
+    page.save(target, format="PNG", pnginfo=about, compress_level=4)
 
 
 def quicklook_input_id(path: Path) -> str | None:
@@ -59,8 +59,9 @@ def quicklook_input_id(path: Path) -> str | None:
 
 def _mask_preview(mask: Path) -> np.ndarray:
     with rasterio.open(mask) as dataset:
-        scale = max(dataset.height, dataset.width) / LONGEST
-        height, width = (max(1, round(length / max(scale, 1 / 4))) for length in dataset.shape)
+        longest = max(dataset.shape)
+        scale = min(max(longest, min(SHORTEST, 4 * longest)), LONGEST) / longest
+        height, width = (max(1, round(length * scale)) for length in dataset.shape)
         return dataset.read(1, out_shape=(height, width))
 
 
@@ -89,9 +90,10 @@ def _overlay(scene_HWC: np.ndarray, ids_HW: np.ndarray, bundle: Bundle) -> np.nd
     table = np.full((256, 3), BLANK, np.float32)
     for value, colour in bundle.colours.items():
         table[value] = colour
-    shade = scene_HWC.mean(axis=2, keepdims=True)
-    mixed = 0.65 * table[ids_HW] + 0.35 * shade
-    return np.where((ids_HW == NODATA)[..., None], table[ids_HW], mixed).astype(np.uint8)
+    colours_HWC = table[ids_HW]
+    shade = scene_HWC.mean(axis=2, keepdims=True, dtype=np.float32)
+    mixed = np.float32(0.65) * colours_HWC + np.float32(0.35) * shade
+    return np.where((ids_HW == NODATA)[..., None], colours_HWC, mixed).astype(np.uint8)
 
 
 def _draw_legend(
