@@ -1,5 +1,7 @@
 # make demo, make test, make check: each sets up what it needs, and is quick to repeat.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
 .PHONY: demo test check bench clean
@@ -22,8 +24,8 @@ bench: .venv/ready-dev
 
 # torch and torchvision come from constraints.txt as a pair that imports together
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-		{ echo "Tilewright needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12 ..."; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || \
+		{ echo "Tilewright needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=/path/to/python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e .

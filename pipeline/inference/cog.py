@@ -11,10 +11,10 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio.transform import Affine
-from rasterio.windows import Window as RasterioWindow
 
 from pipeline.geometry.windows import BLOCK, Window
 from pipeline.imagery.raster import Grid
+from pipeline.inference.part import count_values
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 
@@ -49,16 +49,8 @@ def write_cog(
             rasterio.shutil.copy(mosaic, target, driver="COG", overview_resampling=resampling, **CREATION)
     finally:
         mosaic.unlink(missing_ok=True)
-    return _value_counts(target)
-
-
-def _value_counts(path: Path) -> np.ndarray:
-    counts = np.zeros(256, np.int64)
-    with rasterio.open(path) as dataset:
-        for row in range(0, dataset.height, BLOCK):
-            window = RasterioWindow(0, row, dataset.width, min(BLOCK, dataset.height - row))
-            counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
-    return counts
+    with rasterio.open(target) as dataset:
+        return count_values(dataset)
 
 
 def _mosaic(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
 
@@ -23,6 +24,7 @@ from pipeline.models.bundle import NODATA
 from pipeline.models.engine import layer_count
 
 TAG = "TILEWRIGHT_PART"
+COUNTED_ROWS = 128  # at once: numpy counts in 8 to 24 bytes a pixel
 
 
 class FailedWindow(NamedTuple):
@@ -97,13 +99,26 @@ class PartWriter:
     def _write(self, window: Window, strip_LHW: np.ndarray) -> None:
         inside = window.relative_to(self.shard)
         self._dataset.write(strip_LHW, window=RasterioWindow(inside.col, inside.row, inside.width, inside.height))
-        mask_HW = strip_LHW[0]
+        for row in range(0, window.height, COUNTED_ROWS):
+            rows = window._replace(row=window.row + row, height=min(COUNTED_ROWS, window.height - row))
+            self._count(rows, strip_LHW[:, row : row + rows.height])
+
+    def _count(self, window: Window, rows_LHW: np.ndarray) -> None:
+        mask_HW = rows_LHW[0]
         self._pixels += np.bincount(mask_HW.ravel(), minlength=256)
         if self._crs:
             self._area_m2 += ground_areas(window, self.plan.scene.grid.affine, self._crs).totals_m2(mask_HW)
         if self._confidence_layer is not None:
-            weights = strip_LHW[self._confidence_layer].ravel()
+            weights = rows_LHW[self._confidence_layer].ravel()
             self._confidence += np.bincount(mask_HW.ravel(), weights=weights, minlength=256).astype(np.int64)
+
+
+def count_values(dataset: DatasetReader) -> np.ndarray:
+    """How often each value, 0..255, is in the first band of a uint8 raster, read block by block."""
+    counts = np.zeros(256, np.int64)
+    for _, window in dataset.block_windows(1):
+        counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
+    return counts
 
 
 def check_part(path: Path, tally: Tally) -> None:
@@ -113,10 +128,10 @@ def check_part(path: Path, tally: Tally) -> None:
     """
     try:
         with rasterio.open(path) as dataset:
-            counts = np.bincount(dataset.read(1).ravel(), minlength=256)[: len(tally.pixels)].tolist()
+            counts = count_values(dataset)
     except RasterioError as error:
         raise OSError(f"{path}: cannot be read back ({error}): is the disk full?") from None
-    if counts != tally.pixels:
+    if counts[: len(tally.pixels)].tolist() != tally.pixels:
         raise OSError(f"{path}: reads back differently from what was written: is the disk full?")
 
 

@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_the_scene(unet: Bundle):
 
 def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(unet: Bundle):
     scene = scene_of(20_000, 20_000)
-    plans = [plan_of(scene, unet, budget_bytes=int(budget * GIB)) for budget in (4.0, 1.3, 1.15)]
+    plans = [plan_of(scene, unet, budget_bytes=int(budget * GIB)) for budget in (4.0, 1.45, 1.3)]
     assert [plan.tile for plan in plans] == sorted((plan.tile for plan in plans), reverse=True)
     assert plans[0].tile > plans[-1].tile
     with pytest.raises(Refused, match=r"one worker needs .* GiB and may use 0\.5 GiB: choose a smaller --tile"):
