@@ -13,6 +13,7 @@ import torch
 from pipeline.errors import Refused
 from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, load_bundle, save_bundle
+from pipeline.models.engine import Engine
 from pipeline.models.networks import build_network
 
 
@@ -33,6 +34,15 @@ def test_a_bundle_comes_back_as_it_was_saved(unet: Bundle):
     input_BCHW, logits_BKHW = again.selftest()
     with torch.inference_mode():
         np.testing.assert_allclose(again.network()((input_BCHW - 128) / 50).numpy(), logits_BKHW.numpy(), atol=1e-4)
+
+
+def test_ties_do_not_fail_the_self_test(tmp_path: Path):
+    """Values half way between two classes: rounding decides, and any machine's rounding is right."""
+    bundle = save_bundle(
+        tmp_path / "ties", build_network("identity", 1, 3), architecture="identity", arguments={}, bands=[Band("a", std=60.0)],
+        classes=[ClassEntry(number, str(number), "#000000") for number in range(3)], sample_CHW=torch.full((1, 64, 64), 30.0),
+    )  # fmt: skip
+    Engine(bundle, "cpu", "fp32")
 
 
 def test_a_zip_is_the_same_bundle(unet: Bundle, tmp_path: Path):
