@@ -57,7 +57,7 @@ def compare(
         network = wide_logits(network, 3, 5)
     elif weights == "whole numbers":
         network = whole_numbers(network, 1) if architecture == "unet" else whole_numbers(network, 2, signs=(1.0, -1.0))
-    mean, std = (128.0, 50.0) if weights == "random" else (0.0, 60.0 if weights == "none" else 1.0)
+    mean, std = (128.0, 50.0) if weights == "random" else (0.0, 61.0 if weights == "none" else 1.0)
     bundle = save_bundle(
         folder, network, architecture=architecture, arguments=arguments, sample_CHW=torch.from_numpy(values_CHW[:, :128, :128]).float(),
         bands=[Band(f"band_{number}", mean=mean, std=std) for number in (1, 2, 3)],
