@@ -42,6 +42,16 @@ def run(command: list[object], **environment: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def submit(command: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of a command with this folder, once the cluster's job agent is up, which a busy machine delays."""
+    for _ in range(20):
+        done = run([RAY, "job", "submit", "--working-dir", ".", "--", *command], **environment)
+        if "No available agent" not in done.stdout + done.stderr:
+            return done
+        time.sleep(3)
+    return done
+
+
 def job_command(job: str, *arguments: object) -> list[object]:
     return [sys.executable, f"jobs/{job}.py", *arguments]
 

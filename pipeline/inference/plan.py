@@ -27,6 +27,7 @@ ENOUGH_SHARDS = 64  # for `auto`: so many keep some tens of actors busy to the e
 PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publishing: 865 to 971 MiB seen with next to no network
 SCRATCH = 1.3  # what a forward pass holds on a CPU against the tensors it counts: 1.14 to 1.27 seen at 1024 px
 LARGE_TILE_COST = 0.12  # a tile of 1024 px is about that much slower a pixel than one of 512 px on a CPU (cache)
+SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
 DISK_BYTES_PER_PIXEL = 0.6  # of a layer: parts, COG and its temporary overviews; masks take a tenth of it
 
 
@@ -231,7 +232,8 @@ def _best_tile(scene: Scene, region: Region, stride: int, halo: int, shard: int,
     """The tile with the least estimated work among those that fit: overlap falls with its size, cache misses rise."""
 
     def work(tile: int) -> float:
-        slower = 1 + LARGE_TILE_COST * max(0.0, math.log2(tile / 512))
+        octaves = math.log2(tile / 512)
+        slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
         return redundancy(region.window, scene.grid, stride, shard, tile, halo) * slower
 
     smallest = ceil_to(2 * halo + stride, stride)

@@ -19,7 +19,7 @@ from rio_cogeo import cog_validate
 from pipeline.inference.plan import Settings
 from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle
-from tests.processes import RAY, alive, descendants, end_group, job_command, run, start, titled, wait_for
+from tests.processes import alive, descendants, end_group, job_command, run, start, submit, titled, wait_for
 from tests.toys import smooth_noise, write_scene
 
 SHARDS = 4
@@ -68,7 +68,7 @@ def test_the_same_bytes_three_ways_and_from_the_library(scene: Path, exact_unet:
     embedded = run(segment(scene, exact_unet, tmp_path / "embedded"))
     joined = run(segment(scene, exact_unet, tmp_path / "joined", "--workers", 1), **ray_cluster)
     in_job = ["python", *segment(scene, exact_unet, tmp_path / "submitted")[1:]]
-    submitted = run([RAY, "job", "submit", "--working-dir", ".", "--", *in_job], **ray_cluster)
+    submitted = submit(in_job, **ray_cluster)
     for way in (embedded, joined, submitted):
         assert way.returncode == 0, way.stdout + way.stderr
         assert "class 1" in way.stdout
@@ -304,7 +304,7 @@ def test_fresh_and_clean(exact_unet: Bundle, ray_cluster: dict[str, str], tmp_pa
 
 def test_rays_copy_of_the_folder_is_small_and_enough(ray_cluster: dict[str, str]):
     look = "import os, pipeline, cluster; print(pipeline.__file__, cluster.__file__, os.getcwd(), os.listdir(), os.listdir('jobs'))"
-    done = run([RAY, "job", "submit", "--working-dir", ".", "--", "python", "-c", look], **ray_cluster)
+    done = submit(["python", "-c", look], **ray_cluster)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "__init__.py" in line)
     pipeline_file, cluster_file, folder, listing = line.split(maxsplit=3)
@@ -317,7 +317,7 @@ def test_rays_copy_of_the_folder_is_small_and_enough(ray_cluster: dict[str, str]
 
 def test_a_relative_output_is_refused_in_a_submitted_job(ray_cluster: dict[str, str], scene: Path, unet: Bundle):
     command = ["python", "jobs/segment_region.py", scene, "--model", unet.path, "--output", "relative"]
-    done = run([RAY, "job", "submit", "--working-dir", ".", "--", *command], **ray_cluster)
+    done = submit(command, **ray_cluster)
     assert done.returncode == 1  # what Ray makes of exit code 2
     assert "error: --output relative: is relative" in done.stdout + done.stderr
 
