@@ -7,7 +7,6 @@ the manifest, which is the commit point. All are created once. An attempt is nam
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +157,3 @@ class SceneLedger:
             storage.sweep(folder)
             for name in storage.names(folder) - {"plan.json", "manifest.json"}:
                 (folder / name).unlink(missing_ok=True)
-
-    def discard(self) -> None:
-        """Remove this attempt, if nothing but its plan is in it."""
-        if storage.names(self.folder) <= {"plan.json"}:
-            shutil.rmtree(self.folder, ignore_errors=True)
