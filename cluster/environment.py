@@ -28,6 +28,10 @@ class Device:
     kind: str
     description: str
 
+    def slots(self, node: Node) -> int:
+        """How many actors a node has room for: one a GPU, or one a core."""
+        return node.gpus if self.kind == "cuda" else node.cpus
+
 
 def ray_address() -> str:
     """Where Ray is: the cluster that RAY_ADDRESS names, or `local` for an embedded one."""

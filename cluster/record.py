@@ -74,13 +74,15 @@ def _scene(work: SceneWork) -> dict[str, Any]:
     return {
         "uri": plan.scene.uri, "version": plan.scene.version, "input_id": work.ledger.attempt, "folder": f"scenes/{work.ledger.scene}",
         "plan": {
-            "tile": plan.tile, "halo": plan.halo, "batch": plan.batch, "shard": plan.shard, "precision": plan.precision,
-            "threads": plan.threads, "device": plan.device, "redundancy": round(plan.redundancy, 4),
+            "tile": plan.tile, "halo": plan.halo, "batch": plan.batch, "shard": plan.shard, "engine": plan.engine,
+            "precision": plan.precision, "choice": plan.choice, "threads": plan.threads, "device": plan.device, "redundancy": round(plan.redundancy, 4),
             "memory_bytes": plan.memory_bytes, "software": plan.software,
         },
         "shards": len(plan.shards()), "shards_begun": len(work.missing),
         "attempts": {name: count for name, count in sorted(work.attempts.items()) if count > 1},
+        "batch_used": work.batch,
         "worker_seconds": round(work.seconds, 3),
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in work.stages.items()},
         "failed_windows": [window._asdict() for window in work.failed_windows],
         "published": None if work.published is None else work.published.mask.name,
         "failure": work.failure,

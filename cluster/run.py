@@ -9,13 +9,31 @@ from typing import Any
 
 import ray
 
-from cluster.actors import start_actors
+from cluster.actors import ALLOCATOR, start_actors
 from cluster.dispatch import Task, dispatch
 from cluster.progress import Progress
-from cluster.scenes import OpenedScene, Request, SceneWork, adopt_scene, check_space, count_workers, plan_scene, worker_budget
+from cluster.environment import Device
+from cluster.scenes import (
+    OpenedScene,
+    Request,
+    SceneWork,
+    adopt_scene,
+    check_space,
+    count_workers,
+    expected_workers,
+    plan_scene,
+    planned_before,
+    worker_budget,
+)
 from cluster.session import check_paths, find_device, ray_session
+from pipeline.errors import Refused
+from pipeline.imagery.raster import Scene
+from pipeline.imagery.region import Region
 from pipeline.inference.ledger import adopt_dataset
+from pipeline.inference.plan import QUANTISED, Resources
+from pipeline.inference.trial import choose_execution
 from pipeline.models.bundle import Bundle
+from pipeline.models.choice import Choice
 
 SHARD_DEADLINE_S = 3600.0
 
@@ -32,11 +50,20 @@ def run_scenes(
         device = find_device(nodes)
         inputs = {band.path for opened in todo for band in opened.scene.bands}
         check_paths(nodes, [bundle.path, *sorted(inputs)], str(request.out))
-        budget = worker_budget(request, device, nodes)
-        plans = [plan_scene(opened, bundle, request, device.description, budget) for opened in todo]
+        workers = expected_workers(request, device, nodes)
+        resources = Resources(
+            device.description, worker_budget(request, device, nodes), workers, sum(opened.region.window.pixels for opened in todo)
+        )
+        before = [planned_before(opened, request) for opened in todo]
+        new = [(opened.scene, opened.region) for opened, plan in zip(todo, before, strict=True) if plan is None]
+        choice = _choose(bundle, device, request, new, workers) if new else None
+        plans = [
+            plan or plan_scene(opened, bundle, request, choice, resources)  # type: ignore[arg-type]
+            for opened, plan in zip(todo, before, strict=True)
+        ]
         check_space(plans, request.out)
         adopt_dataset(request.out, dataset)
-        works = [adopt_scene(opened, plan, request) for opened, plan in zip(todo, plans, strict=True)]
+        works = [adopt_scene(opened, plan, request, device.description) for opened, plan in zip(todo, plans, strict=True)]
         count = count_workers(request, works, device, nodes)
         started(works, count)
         actors = start_actors(
@@ -45,6 +72,20 @@ def run_scenes(
         )  # fmt: skip
         segment_scenes(works, actors, run_id, accept_partial=request.accept_partial)
     return works
+
+
+def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[tuple[Scene, Region]], workers: int) -> Choice:
+    """Choose the engine and precision on a worker's own device, in the environment that actors have."""
+    options = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": ALLOCATOR}}
+    choosing = ray.remote(choose_execution).options(**options).remote(
+        bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=request.out / QUANTISED
+    )  # fmt: skip
+    try:
+        return ray.get(choosing)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Refused):
+            raise error.cause from None
+        raise
 
 
 def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: str, *, accept_partial: bool) -> None:
@@ -58,7 +99,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: st
         return Task("publish", (plans[number], work.source, work.ledger, run_id, accept_partial), (number, None))
 
     for number, work in enumerate(works):
-        for shard in work.missing:
+        for shard in sorted(work.missing, key=lambda shard: -shard.pixels):  # small ones last: workers end together
             queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard)))
         if not work.missing:
             queue.append(publication(number))
@@ -73,7 +114,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: st
         if outcome.failure:
             work.quarantined[shard] = outcome.failure
         else:
-            work.seconds += outcome.result.seconds
+            work.add(outcome.result)
         progress.add(shard.pixels)
         left[number] -= 1
         if left[number] == 0:

@@ -17,8 +17,11 @@ from pipeline.imagery.reader import check_scaling
 from pipeline.imagery.region import Area, Region, region_of
 from pipeline.inference.ledger import SceneLedger, scene_folder
 from pipeline.inference.part import FailedWindow
-from pipeline.inference.plan import GIB, Plan, Settings, make_plan
+from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
+from pipeline.inference.segment import ShardResult
+from pipeline.inference.stages import totals
 from pipeline.models.bundle import Bundle
+from pipeline.models.choice import Choice
 from pipeline.results.publish import Published, is_done
 
 ROOMY_BYTES = 4 * GIB  # a worker may use at least this much, if need be with fewer workers
@@ -57,8 +60,17 @@ class SceneWork:
     attempts: dict[str, int] = field(default_factory=dict)  # of each shard that this run began
     quarantined: dict[Window, str] = field(default_factory=dict)
     seconds: float = 0.0  # of actors, for its shards
+    stages: dict[str, float] = field(default_factory=dict)  # of which, by stage
+    batch: int = 0  # the largest that ran
     published: Published | None = None
     failure: str | None = None
+
+    def add(self, result: ShardResult) -> None:
+        """Count what a finished shard took."""
+        self.seconds += result.seconds
+        self.batch = max(self.batch, result.batch)
+        for stage, seconds in totals(result.spans).items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     @property
     def failed_windows(self) -> list[FailedWindow]:
@@ -114,23 +126,31 @@ def published_ledger(opened: OpenedScene, request: Request) -> SceneLedger | Non
     return ledger if is_done(ledger, request.settings.layers) else None
 
 
-def plan_scene(opened: OpenedScene, bundle: Bundle, request: Request, device: str, budget_bytes: int) -> Plan:
+def planned_before(opened: OpenedScene, request: Request) -> Plan | None:
+    """The plan that an earlier run or another driver made for this scene, if there is one that this run adopts."""
+    folder = scene_folder(request.out, opened.scene.scene_id, opened.scene.uri, claim=False)
+    return SceneLedger.open(request.out, folder, opened.scene.input_id, fresh=request.fresh).plan()
+
+
+def plan_scene(opened: OpenedScene, bundle: Bundle, request: Request, choice: Choice, resources: Resources) -> Plan:
     """The plan of a scene as this run would make it; nothing is written."""
-    return make_plan(opened.scene, opened.region, bundle, request.settings, batch=request.batch, device=device, budget_bytes=budget_bytes)
+    return make_plan(
+        opened.scene, opened.region, bundle, request.settings, batch=request.batch, choice=choice, resources=resources
+    )
 
 
-def adopt_scene(opened: OpenedScene, plan: Plan, request: Request) -> SceneWork:
+def adopt_scene(opened: OpenedScene, plan: Plan, request: Request, device: str) -> SceneWork:
     """Claim the scene's folder and create its plan, or adopt the plan that an earlier run or another driver made.
 
-    Raises Refused where shards are missing and were begun on another kind of device.
+    Raises Refused where shards are missing and were begun on another kind of device than `device`.
     """
     folder = scene_folder(request.out, opened.scene.scene_id, opened.scene.uri, claim=True)
     ledger = SceneLedger.open(request.out, folder, opened.scene.input_id, fresh=request.fresh)
-    adopted = ledger.adopt_plan(lambda: plan)
+    adopted = ledger.adopt_plan(plan)
     missing = ledger.missing(adopted)
-    if missing and adopted.device != plan.device:
+    if missing and adopted.device != device:
         raise Refused(
-            f"{opened.scene.uri}: was begun on {adopted.device}, this is {plan.device}, and results would differ:"
+            f"{opened.scene.uri}: was begun on {adopted.device}, this is {device}, and results would differ:"
             f" finish it there, or start it anew with --fresh"
         )
     return SceneWork(opened.source, adopted, ledger, missing, ledger.manifest() is not None)
@@ -142,17 +162,23 @@ def worker_budget(request: Request, device: Device, nodes: Sequence[Node]) -> in
         return request.memory_bytes
     shares = []
     for node in nodes:
-        slots = node.gpus if device.kind == "cuda" else node.cpus
+        slots = device.slots(node)
         if slots:
             wanted = min(slots, request.workers) if request.workers != "auto" else slots
             shares.append(max(node.memory_bytes // wanted, min(node.memory_bytes, ROOMY_BYTES)))
     return min(shares)
 
 
+def expected_workers(request: Request, device: Device, nodes: Sequence[Node]) -> int:
+    """How many actors there would be if memory and work were no limit."""
+    slots = sum(device.slots(node) for node in nodes)
+    return slots if request.workers == "auto" else min(slots, request.workers)
+
+
 def count_workers(request: Request, works: Sequence[SceneWork], device: Device, nodes: Sequence[Node]) -> int:
     """How many actors to start: no more than cores (or GPUs), memory and missing shards allow. Raises Refused for none."""
     peak = max(work.plan.memory_bytes for work in works)
-    slots = sum(min(node.gpus if device.kind == "cuda" else node.cpus, node.memory_bytes // peak) for node in nodes)
+    slots = sum(min(device.slots(node), node.memory_bytes // peak) for node in nodes)
     if not slots:
         largest = max(node.memory_bytes for node in nodes) / GIB
         raise Refused(f"one worker needs {peak / GIB:.1f} GiB and no node allots more than {largest:.1f} GiB: choose a smaller --tile")

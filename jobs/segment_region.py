@@ -22,14 +22,16 @@ from rasterio.errors import NotGeoreferencedWarning
 from cluster.environment import in_submitted_job, secure_embedded_ray
 from cluster.progress import clock
 from cluster.record import RunRecord
-from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, published_ledger
+from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, planned_before, published_ledger
 from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.region import Area
 from pipeline.inference.ledger import compare_dataset, describe_dataset
-from pipeline.inference.plan import GIB, MIB, Settings, memory_allotted
+from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
+from pipeline.inference.trial import choose_execution
 from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.choice import check_precision
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.results.publish import published_rows
 
@@ -81,6 +83,8 @@ def segment_region(options: argparse.Namespace) -> int:
             record.start(works, actors)
             shards = sum(len(work.missing) for work in works)
             print(f"{len(works)} scene(s), {shards} shard(s) to do, {actors} worker(s), run {record.run_id}", file=sys.stderr)
+            for choice in dict.fromkeys(work.plan.choice for work in works):
+                print(f"  {choice}", file=sys.stderr)
 
         works: list[SceneWork] = []
         if todo:
@@ -109,7 +113,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     region.add_argument("--aoi", metavar="FILE", help="only inside the polygons of this vector file, in the CRS it declares")
     parser.add_argument("--save", default="mask", metavar="LAYERS", help="mask,confidence,probabilities (default: mask)")
     parser.add_argument("--workers", default="auto", metavar="N", help="actors, one a core or GPU (default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16 (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--tile", default="auto", metavar="PX", help="what the network sees at once (default: auto)")
     parser.add_argument("--halo", default="auto", metavar="PX", help="context around a tile's core: PX, exact or auto (default: auto)")
     parser.add_argument("--batch", default="auto", metavar="N", help="tiles a forward pass (default: auto)")
@@ -129,9 +133,7 @@ def read_request(options: argparse.Namespace) -> Request:
     for option in ("parcels", "parcel_id", "mpp"):
         if getattr(options, option) is not None:
             raise Refused(f"--{option.replace('_', '-')} is not supported yet")
-    if options.precision not in ("auto", "fp32", "bf16"):
-        later = options.precision in ("fp16", "int8")
-        raise Refused(f"--precision {options.precision}: {'is not supported yet' if later else 'unknown'}; use auto, fp32 or bf16")
+    check_precision(options.precision)
     if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
         raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
     if options.memory is not None and not options.memory > 0:
@@ -191,21 +193,31 @@ def print_notes(scenes: Sequence[OpenedScene], refusals: Mapping[str, str], bund
 
 
 def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request) -> None:
-    """Print what a run on this machine would do, with one tile timed here."""
-    device, cores = choose_device(), os.cpu_count() or 1
-    workers = request.workers if request.workers != "auto" else 1 if device == "cuda" else cores
-    budget = request.memory_bytes or memory_allotted() // workers
-    seconds: dict[tuple[int, str], float] = {}
+    """Print what a run on this machine would do, with one tile timed here.
+
+    No int8 network is made for it: a run may choose one where OUT has none yet.
+    """
+    kind, cores = choose_device(), os.cpu_count() or 1
+    workers = request.workers if request.workers != "auto" else 1 if kind == "cuda" else cores
+    pixels = sum(opened.region.window.pixels for opened in scenes)
+    resources = Resources(describe_device(kind), request.memory_bytes or memory_allotted() // workers, workers, pixels)
+    kept = request.out / QUANTISED
+    new = [(opened.scene, opened.region) for opened in scenes]
+    choice = choose_execution(
+        bundle, kind, request.settings.precision, new, workers=workers, keep=kept if kept.exists() else None
+    )
+    seconds: dict[tuple[int, str, str], float] = {}
     for opened in scenes:
-        plan = plan_scene(opened, bundle, request, describe_device(device), budget)
-        key = (plan.tile, plan.precision)
+        plan = planned_before(opened, request) or plan_scene(opened, bundle, request, choice, resources)
+        key = (plan.tile, plan.precision, plan.engine)
         if key not in seconds:
-            seconds[key] = seconds_a_tile(plan, bundle, device)
+            seconds[key] = seconds_a_tile(plan, bundle, request.out)
         window = plan.region.window
         print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
         print(f"  {len(plan.shards())} shards of {plan.shard} px")
         print(f"  {plan.tiles} tiles of {plan.tile} px, halo {plan.halo} px, batch {plan.batch}")
-        print(f"  {plan.precision} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
+        print(f"  {plan.precision} by {plan.engine} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
+        print(f"  why: {plan.choice}")
         print(f"  memory {plan.memory_bytes / GIB:.2f} GiB a worker, disk at most {plan.disk_bytes / MIB:.0f} MiB")
         print(f"  about {clock(plan.tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
 

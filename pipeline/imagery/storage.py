@@ -124,6 +124,11 @@ def check_writable(folder: Path) -> None:
         raise Refused(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user: XDG_CACHE_HOME/tilewright, ~/.cache/tilewright."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "tilewright")
+
+
 @contextmanager
 def discarded(path: Path) -> Iterator[Path]:
     """A temporary file that is gone when the block ends, whether it was published or not."""

@@ -7,7 +7,7 @@ the manifest, which is the commit point. All are created once. An attempt is nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,13 @@ class SceneLedger:
         content = storage.read_json(self.folder / "plan.json")
         return Plan.from_json(content) if content else None
 
-    def adopt_plan(self, make: Callable[[], Plan]) -> Plan:
-        """The plan that is there, or the one that `make` gives, created once."""
-        plan = self.plan()
-        if plan is None:
-            storage.create_json(self.folder / "plan.json", make().to_json())
-            plan = self.plan()
-        assert plan is not None
-        return plan
+    def adopt_plan(self, plan: Plan) -> Plan:
+        """Create the plan, once, or return the one that is there."""
+        storage.create_json(self.folder / "plan.json", plan.to_json())
+        adopted = self.plan()
+        assert adopted is not None
+        return adopted
+
 
     def missing(self, plan: Plan) -> list[Window]:
         """The shards without a part."""

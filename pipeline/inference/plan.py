@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +18,19 @@ from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, shards
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
-from pipeline.models.engine import Scaling, choose_precision, layer_count
+from pipeline.models.choice import Choice
+from pipeline.models.engine import Execution, Scaling, layer_count
 
 Auto = Literal["auto"]
+QUANTISED = "int8.openvino.zip"  # in OUT: the int8 network that its scenes share
 MIB, GIB = 2**20, 2**30
-SMALLEST_SHARD, LARGEST_SHARD = 1024, 4096  # px, for `auto`
-ENOUGH_SHARDS = 64  # for `auto`: so many keep some tens of actors busy to the end
+AUTO_SHARDS = (1024, 2048, 4096, 8192)  # px
+LARGEST_CORE = 2048  # px, for `auto`: beyond it memory grows and overlap hardly falls
+SHARD_S = 0.03  # that a shard costs an actor beside its pixels
+RATES = {"cpu": 0.5e6, "cuda": 300e6}  # pixels a second of one worker, to weigh that against
 PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publishing: 865 to 971 MiB seen with next to no network
 SCRATCH = 1.3  # what a forward pass holds on a CPU against the tensors it counts: 1.14 to 1.27 seen at 1024 px
-LARGE_TILE_COST = 0.12  # a tile of 1024 px is about that much slower a pixel than one of 512 px on a CPU (cache)
+LARGE_TILE_COST = 0.01  # an octave above 512 px: with the allocator's settings of an actor none was seen up to 2048 px
 SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
 DISK_BYTES_PER_PIXEL = 0.6  # of a layer: parts, COG and its temporary overviews; masks take a tenth of it
 
@@ -54,7 +58,10 @@ class Plan:
     halo: int
     batch: int
     shard: int
+    engine: str
     precision: str
+    network: str | None  # the file of an int8 network, from OUT
+    choice: str  # why this engine and precision
     threads: int  # of one stream of tiles: fp32 results change with it
     device: str  # the kind of device, as `describe_device` says it
     layers: tuple[str, ...]
@@ -117,47 +124,71 @@ class Plan:
             "layers": tuple(content["layers"]),
         })  # fmt: skip
 
+    def execution(self, out: str | Path) -> Execution:
+        """How the network is run; `out` is the folder of the data set."""
+        return Execution(self.engine, self.precision, str(Path(out, self.network)) if self.network else None)
+
     def scaling(self, bundle: Bundle) -> Scaling:
         return Scaling.of(self.scene.bands, bundle.bands)
 
 
-def make_plan(
-    scene: Scene, region: Region, bundle: Bundle, settings: Settings, *, batch: int | Auto, device: str, budget_bytes: int
-) -> Plan:
-    """Resolve what was asked for into a plan whose peak memory keeps within `budget_bytes` for one actor.
+@dataclass(frozen=True)
+class Resources:
+    """What a run has: the kind of device, as `describe_device` says it, a worker's memory, how many work at once, on how
+    many pixels in all."""
 
-    `device` is what `describe_device` says. Raises Refused, naming the option, for what cannot be.
+    device: str
+    budget_bytes: int
+    workers: int = 1
+    pixels: int = 0  # 0: those of the scene
+
+    @property
+    def kind(self) -> str:
+        return self.device.split()[0]
+
+
+def make_plan(
+    scene: Scene, region: Region, bundle: Bundle, settings: Settings, *, batch: int | Auto, choice: Choice, resources: Resources
+) -> Plan:  # fmt: skip
+    """Resolve what was asked for into a plan whose peak memory keeps within the budget of one worker.
+
+    Raises Refused, naming the option, for what cannot be.
     """
-    stride, on_gpu = bundle.reach.stride, device.startswith("cuda")
+    stride, on_gpu, budget_bytes = bundle.reach.stride, resources.kind == "cuda", resources.budget_bytes
     halo = _halo(settings.halo, bundle)
-    shard = _shard(settings.shard, region.window)
-    precision = choose_precision(settings.precision, "cuda" if on_gpu else "cpu", bundle)
+    execution = choice.execution
     size = batch if batch != "auto" else 4 if on_gpu else 1
     if size < 1:
         raise Refused(f"--batch {size}: must be at least 1")
     layers = layer_count(settings.layers, len(bundle.classes))
 
-    def memory(tile: int) -> int:
-        working = _memory_bytes(scene, bundle, precision, tile, halo, size, shard, layers)
+    def memory(tile: int, shard: int) -> int:
+        working = _memory_bytes(scene, bundle, execution.precision, tile, halo, size, shard, layers)
         return working + _cache_bytes(scene, shard, tile, halo)
 
-    tile = settings.tile
-    if tile == "auto":
-        tile = _best_tile(scene, region, stride, halo, shard, memory, budget_bytes)
+    shard, tile = _best_sizes(scene, region, stride, halo, settings, memory, resources)
     if tile % stride or tile <= 2 * halo:
         raise Refused(f"--tile {tile}: must be a multiple of the network's stride {stride} px and above twice the halo of {halo} px")
     cache = _cache_bytes(scene, shard, tile, halo)
-    if memory(tile) > budget_bytes:
+    if memory(tile, shard) > budget_bytes:
         raise Refused(
-            f"{scene.uri}: one worker needs {memory(tile) / GIB:.1f} GiB and may use {budget_bytes / GIB:.1f} GiB:"
+            f"{scene.uri}: one worker needs {memory(tile, shard) / GIB:.1f} GiB and may use {budget_bytes / GIB:.1f} GiB:"
             f" choose a smaller --tile, --shard or --batch, or fewer --workers, or raise --memory"
             + (f"; its blocks alone take {cache / GIB:.1f} GiB: make it a COG first (rio cogeo create)" if cache > budget_bytes / 2 else "")
         )
+    small = min(scene.grid.height, scene.grid.width) <= tile and execution.engine == "compiled"
     return Plan(
         scene=scene, region=region, model_id=bundle.model_id, stride=stride, tile=tile, halo=halo, batch=size, shard=shard,
-        precision=precision, threads=1, device=device, layers=settings.layers, classes=len(bundle.classes),
-        memory_bytes=memory(tile), cache_bytes=cache, software=software(),
+        engine="eager" if small else execution.engine, precision=execution.precision, network=_relative(execution.network),
+        choice=f"{choice.why}{'; not compiled for a shape of its own' if small else ''}",
+        threads=1, device=resources.device, layers=settings.layers, classes=len(bundle.classes),
+        memory_bytes=memory(tile, shard), cache_bytes=cache, software=software(),
     )  # fmt: skip
+
+
+def _relative(network: str | None) -> str | None:
+    """An int8 network by its name in OUT, so that OUT may move; one that lies elsewhere by its path."""
+    return QUANTISED if network and Path(network).name == QUANTISED else network
 
 
 def software() -> dict[str, str]:
@@ -217,31 +248,46 @@ def _halo(asked: int | str, bundle: Bundle) -> int:
     return asked
 
 
-def _shard(asked: int | str, region: Window) -> int:
-    if asked == "auto":
-        shard = LARGEST_SHARD
-        while shard > SMALLEST_SHARD and len(shards(region, shard)) < ENOUGH_SHARDS:
-            shard //= 2
-        return shard
-    if not isinstance(asked, int) or asked < BLOCK or asked % BLOCK or (asked // BLOCK) & (asked // BLOCK - 1):
+def _check_shard(asked: int) -> int:
+    if asked < BLOCK or asked % BLOCK or (asked // BLOCK) & (asked // BLOCK - 1):
         raise Refused(f"--shard {asked}: must be 512, 1024, 2048 or another 512 x 2^k px")
     return asked
 
 
-def _best_tile(scene: Scene, region: Region, stride: int, halo: int, shard: int, memory: Any, budget_bytes: int) -> int:
-    """The tile with the least estimated work among those that fit: overlap falls with its size, cache misses rise."""
+def _best_sizes(
+    scene: Scene, region: Region, stride: int, halo: int, settings: Settings, memory: Callable[[int, int], int], resources: Resources
+) -> tuple[int, int]:  # fmt: skip
+    """The shard and the tile with the least estimated work among those that fit in memory.
 
-    def work(tile: int) -> float:
+    Overlap falls with the tile, which cannot be larger than its shard; large shards leave workers idle at the end of a
+    run, half a shard each; small ones cost calls.
+    """
+    asked_shards = AUTO_SHARDS if settings.shard == "auto" else [_check_shard(settings.shard)]
+    pixels = max(resources.pixels, region.window.pixels)
+
+    def work(sizes: tuple[int, int]) -> float:
+        shard, tile = sizes
         octaves = math.log2(tile / 512)
         slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
-        return redundancy(region.window, scene.grid, stride, shard, tile, halo) * slower
+        shard_px = min(shard, region.window.height) * min(shard, region.window.width)
+        idle = resources.workers * shard_px / (2 * pixels)
+        calls = SHARD_S * RATES[resources.kind] / shard_px
+        return redundancy(region.window, scene.grid, stride, shard, tile, halo) * slower * (1 + idle) + calls
 
+    found = [(shard, tile) for shard in asked_shards for tile in _tiles(scene, stride, halo, shard, settings.tile)]
+    fitting = [sizes for sizes in found if memory(sizes[1], sizes[0]) <= resources.budget_bytes]
+    return min(fitting, key=work) if fitting else min(found)
+
+
+def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) -> list[int]:
+    """The tile sizes that are worth a thought for a shard, or the one that was asked for."""
+    if asked != "auto":
+        return [asked]
     smallest = ceil_to(2 * halo + stride, stride)
-    sizes = [core + 2 * halo for core in _halvings(shard) if core + 2 * halo >= smallest]
     whole = max(ceil_to(scene.grid.height, stride), ceil_to(scene.grid.width, stride))
-    sizes = [size for size in sizes if size < whole] + ([whole] if smallest <= whole <= shard + 2 * halo else [])
-    fitting = [size for size in sizes if memory(size) <= budget_bytes]
-    return min(fitting, key=work) if fitting else min(sizes, default=max(smallest, whole))
+    sizes = [core + 2 * halo for core in _halvings(shard) if core + 2 * halo >= smallest and core <= LARGEST_CORE]
+    sizes = [size for size in sizes if size < whole] + ([whole] if smallest <= whole <= min(shard, LARGEST_CORE) + 2 * halo else [])
+    return sizes or [max(smallest, whole)]
 
 
 def _halvings(shard: int) -> Sequence[int]:

@@ -6,16 +6,19 @@ A reader thread keeps the next tiles ready and a writer thread puts finished str
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -32,9 +35,11 @@ from pipeline.imagery.region import Region
 from pipeline.inference.cog import write_mask
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.part import FailedWindow, PartWriter, Tally, check_part
-from pipeline.inference.plan import Auto, Plan, Settings, make_plan, memory_allotted
+from pipeline.inference.plan import Auto, Plan, Resources, Settings, make_plan, memory_allotted
+from pipeline.inference.stages import Span, Stages
+from pipeline.inference.trial import choose_execution
 from pipeline.models.bundle import NODATA, Bundle, load_bundle
-from pipeline.models.engine import Engine, Scaling, choose_device, describe_device, layer_count
+from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, layer_count
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -42,35 +47,75 @@ Done = TypeVar("Done")
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard: its class counts, the windows that failed, and how long it took."""
+    """What became of a shard: its class counts, the windows that failed, where the time went and on which worker, and
+    the largest batch that ran (0: none had to)."""
 
     shard: str
     pixels: int
     tally: Tally
     failed: list[FailedWindow]
-    seconds: float
+    spans: list[Span]
+    batch: int
+    worker: str
+
+    @property
+    def seconds(self) -> float:
+        """From the shard's turn on the device to the end."""
+        turn = sum(span.seconds for span in self.spans if span.stage == "turn")
+        ends = [span.began + span.seconds for span in self.spans]
+        return max(ends) - min(span.began for span in self.spans) - turn
 
 
-def segment_shard(shard: Window, plan: Plan, reader: SceneReader, engine: Engine, scaling: Scaling, part: Path) -> ShardResult:
+def segment_shard(
+    shard: Window, plan: Plan, reader: SceneReader, engine: Callable[[], Engine], scaling: Scaling, part: Path, turn: Lock
+) -> ShardResult:  # fmt: skip
     """Segment a shard and write its part to the path `part`.
 
-    Windows that cannot be read or inferred are nodata there, and named in the result.
+    One shard at a time has the device, by `turn`; the next one has read its first tiles meanwhile, and the one before
+    writes its last. Windows that cannot be read or inferred are nodata in the part, and named in the result.
     """
-    began = time.monotonic()
-    layers = layer_count(plan.layers, plan.classes)
-    strips = Strips(shard, layers, NODATA)
-    failed: list[FailedWindow] = []
+    stages, failed, batch = Stages(), list[FailedWindow](), 0
+    strips = Strips(shard, layer_count(plan.layers, plan.classes), NODATA)
     rows = plan.tile_rows(shard)
-    with ThreadPoolExecutor(1) as reading, PartWriter(part, shard, plan) as writer:
-        ahead = prefetched(reading, lambda tile: _read(tile, plan, reader), chain.from_iterable(rows), 2 * plan.batch)
-        for row in rows:
-            for group in (row[start : start + plan.batch] for start in range(0, len(row), plan.batch)):
-                failed += _infer(group, ahead, plan, engine, scaling, strips)
-            for window, strip_LHW in strips.finished(row[0].core.rows.stop):
-                writer.write(window, strip_LHW)
+    with ThreadPoolExecutor(1) as reading, PartWriter(part, shard, plan, stages) as writer:
+        ahead = prefetched(reading, lambda tile: _read(tile, plan, reader, stages), chain.from_iterable(rows), 2 * plan.batch)
+        with stages("turn"):
+            turn.acquire()
+        try:
+            running = engine()
+            flying: deque[Callable[[], None]] = deque()  # one batch is on the device while the one before is stitched
+            for row in rows:
+                for start in range(0, len(row), plan.batch):
+                    group = row[start : start + plan.batch]
+                    with stages("wait"):
+                        inputs = [next(ahead) for _ in group]
+                    with stages("device"):
+                        finish = _begin(group, inputs, plan, running, scaling, strips, failed)
+                    flying.append(partial(_end, finish, stages))
+                    if len(flying) > 1:
+                        flying.popleft()()
+                flying.append(partial(_hand_over, row[0].core.rows.stop, strips, writer, stages))
+            while flying:
+                flying.popleft()()
+            batch = running.batch
+        finally:
+            turn.release()
         tally = writer.finish(failed)
-    check_part(part, tally)
-    return ShardResult(plan.shard_name(shard), shard.pixels, tally, failed, time.monotonic() - began)
+    with stages("publish"):
+        check_part(part, tally)
+    worker = f"{platform.node()} {os.getpid()} {id(turn)}"
+    return ShardResult(plan.shard_name(shard), shard.pixels, tally, failed, stages.spans, batch, worker)
+
+
+def _end(finish: Callable[[], None], stages: Stages) -> None:
+    with stages("device"):
+        finish()
+
+
+def _hand_over(stop: int, strips: Strips, writer: PartWriter, stages: Stages) -> None:
+    with stages("hand over"):
+        for window, strip_LHW in strips.finished(stop):
+            writer.write(window, strip_LHW)
 
 
 @dataclass(frozen=True)
@@ -82,7 +127,12 @@ class _TileInput:
     reason: str | None = None
 
 
-def _read(tile: Tile, plan: Plan, reader: SceneReader) -> _TileInput:
+def _read(tile: Tile, plan: Plan, reader: SceneReader, stages: Stages) -> _TileInput:
+    with stages("read"):
+        return _read_tile(tile, plan, reader)
+
+
+def _read_tile(tile: Tile, plan: Plan, reader: SceneReader) -> _TileInput:
     inside_HW = plan.region.inside(tile.core)
     if inside_HW is not None and not inside_HW.any():
         return _TileInput(None, None)
@@ -96,76 +146,103 @@ def _read(tile: Tile, plan: Plan, reader: SceneReader) -> _TileInput:
     return _TileInput(pixels if wanted_HW.any() else None, wanted_HW)
 
 
-def _infer(
-    group: Sequence[Tile], ahead: Iterator[_TileInput], plan: Plan, engine: Engine, scaling: Scaling, strips: Strips
-) -> list[FailedWindow]:
-    """Infer a batch of tiles and paste their cores, in place. Tiles with nothing to infer stay nodata."""
-    inputs = [next(ahead) for _ in group]
-    failed = [FailedWindow(*tile.core, read.reason) for tile, read in zip(group, inputs, strict=True) if read.reason]
+def _begin(
+    group: Sequence[Tile], inputs: Sequence[_TileInput], plan: Plan, engine: Engine, scaling: Scaling, strips: Strips,
+    failed: list[FailedWindow],
+) -> Callable[[], None]:  # fmt: skip
+    """Start a batch of tiles; the function that is returned pastes their cores, in place, and adds what failed to `failed`.
+
+    Tiles with nothing to infer stay nodata.
+    """
+    failed += [FailedWindow(*tile.core, read.reason) for tile, read in zip(group, inputs, strict=True) if read.reason]
     work = [(tile, read) for tile, read in zip(group, inputs, strict=True) if read.pixels is not None]
     if not work:
-        return failed
+        return lambda: None
     cores = [tile.core.relative_to(tile.read) for tile, _ in work]
     try:
-        results = engine([read.pixels for _, read in work if read.pixels], cores, scaling, plan.batch)
+        finish = engine.begin([read.pixels for _, read in work if read.pixels], cores, scaling, plan.batch)
     except Unreadable as error:
-        return failed + [FailedWindow(*tile.core, str(error)) for tile, _ in work]
-    for (tile, read), layers_LHW in zip(work, results, strict=True):
-        if layers_LHW is None:
-            failed.append(FailedWindow(*tile.core, "the network's output is not finite"))
-            continue
-        layers_LHW[:, ~read.wanted_HW] = NODATA  # type: ignore[operator]
-        strips.paste_core(layers_LHW, tile.core)
-    return failed
+        failed += [FailedWindow(*tile.core, str(error)) for tile, _ in work]
+        return lambda: None
+
+    def paste() -> None:
+        for (tile, read), layers_LHW in zip(work, finish(), strict=True):
+            if layers_LHW is None:
+                failed.append(FailedWindow(*tile.core, "the network's output is not finite"))
+                continue
+            layers_LHW[:, ~read.wanted_HW] = NODATA  # type: ignore[operator]
+            strips.paste_core(layers_LHW, tile.core)
+
+    return paste
 
 
 def prefetched(pool: ThreadPoolExecutor, work: Callable[[Item], Done], items: Iterable[Item], ahead: int) -> Iterator[Done]:
-    """`work` of each item, in order, with up to `ahead` items under way in the pool; its exceptions reach the caller."""
-    waiting: deque[Future[Done]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
+    """`work` of each item, in order, with `ahead` items under way in the pool from now on; exceptions reach the caller."""
+    left = iter(items)
+    waiting = deque(pool.submit(work, item) for item in islice(left, ahead))
+
+    def results() -> Iterator[Done]:
+        while waiting:
+            waiting.extend(pool.submit(work, item) for item in islice(left, 1))
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+
+    return results()
 
 
 class Segmenter:
     """A model resident on a device, and the scenes that it has open: what an actor is, without Ray."""
 
-    OPEN_SCENES = 8
+    SCENES_OPEN = 8
 
-    def __init__(self, bundle: str, device: str):
+    def __init__(self, bundle: str | Path, device: str):
         self.bundle, self.device = load_bundle(bundle), device
-        self._engines: dict[tuple[str, tuple[str, ...]], Engine] = {}
-        self._readers: OrderedDict[Scene, SceneReader] = OrderedDict()
+        self._engines: dict[tuple[Execution, tuple[str, ...]], Engine] = {}
+        self._idle: list[SceneReader] = []  # the one that was used last comes last
+        self._turn, self._lock = threading.Lock(), threading.Lock()
 
     def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
-        """Segment a shard and publish its part in the ledger.
+        """Segment a shard and publish its part in the ledger; for two threads at once, so that the device does not wait.
 
         Raises Unreadable where the scene cannot be opened any more, Refused where the bundle is not the plan's.
         """
-        if plan.model_id != self.bundle.model_id:
-            raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
-        torch.set_num_threads(plan.threads)
-        key = (plan.precision, plan.layers)
-        if key not in self._engines:
-            self._engines[key] = Engine(self.bundle, self.device, *key)
         with storage.discarded(ledger.temporary(plan.shard_name(shard))) as part:
-            result = segment_shard(shard, plan, self._reader(plan.scene), self._engines[key], plan.scaling(self.bundle), part)
+            result = self.write_part(plan, shard, ledger.out, part)
             ledger.publish_part(result.shard, part, partial=bool(result.failed) and not accept_partial)
         return result
 
-    def _reader(self, scene: Scene) -> SceneReader:
-        if scene not in self._readers:
-            if len(self._readers) >= self.OPEN_SCENES:
-                self._readers.popitem(last=False)[1].close()
+    def write_part(self, plan: Plan, shard: Window, out: str | Path, part: Path) -> ShardResult:
+        """Segment a shard and write its part; `out` is where the data set lies."""
+        if plan.model_id != self.bundle.model_id:
+            raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
+        torch.set_num_threads(plan.threads)
+        key = (plan.execution(out), plan.layers)
+
+        def engine() -> Engine:
+            if key not in self._engines:
+                self._engines[key] = Engine(self.bundle, self.device, *key)
+            return self._engines[key]
+
+        with self._reader(plan.scene) as reader:
+            return segment_shard(shard, plan, reader, engine, plan.scaling(self.bundle), part, self._turn)
+
+    @contextmanager
+    def _reader(self, scene: Scene) -> Iterator[SceneReader]:
+        """A reader that no other shard uses: scenes stay open from shard to shard."""
+        with self._lock:
+            number = next((number for number, idle in enumerate(self._idle) if idle.scene == scene), None)
+            reader = None if number is None else self._idle.pop(number)
+        if reader is None:
             try:
-                self._readers[scene] = SceneReader(scene)
+                reader = SceneReader(scene)
             except Refused as error:
                 raise Unreadable(f"cannot be opened any more: {error}") from None
-        self._readers.move_to_end(scene)
-        return self._readers[scene]
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                self._idle.append(reader)
+                if len(self._idle) > self.SCENES_OPEN:
+                    self._idle.pop(0).close()
 
 
 def segment_scene(
@@ -185,15 +262,16 @@ def segment_scene(
     storage.check_writable(target.parent)
     opened = open_scene(sources[0], bundle.bands)
     check_scaling(opened, bundle.bands)
-    device = choose_device()
-    streams = 1 if device == "cuda" else workers or len(os.sched_getaffinity(0))
-    plan = make_plan(
-        opened, Region(opened.grid.window), bundle, settings, batch=batch, device=describe_device(device),
-        budget_bytes=memory_allotted() // streams,
-    )  # fmt: skip
+    kind = choose_device()
+    streams = 1 if kind == "cuda" else workers or len(os.sched_getaffinity(0))
+    region = Region(opened.grid.window)
+    quantised = storage.cache_folder() / "int8" / f"{bundle.model_id[:24]}-{opened.input_id}.zip"
+    choice = choose_execution(bundle, kind, settings.precision, [(opened, region)], workers=streams, keep=quantised)
+    resources = Resources(describe_device(kind), memory_allotted() // streams, streams)
+    plan = make_plan(opened, region, bundle, settings, batch=batch, choice=choice, resources=resources)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
-        results = _segment_all(plan, bundle, device, Path(folder), streams)
+        results = _segment_all(plan, bundle, kind, Path(folder), streams)
         parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.tif")) for shard in plan.shards()]
         failed = [window for result in results for window in result.failed]
         mask = target.with_name(f"{target.stem}.partial.tif") if failed else target
@@ -205,12 +283,12 @@ def segment_scene(
     return {entry.name: int(count) for entry, count in zip(bundle.classes, totals, strict=True)}
 
 
-def seconds_a_tile(plan: Plan, bundle: Bundle, device: str) -> float:
-    """How long one tile of a plan takes on this machine: the second of two, on zeros."""
+def seconds_a_tile(plan: Plan, bundle: Bundle, out: str | Path) -> float:
+    """How long one tile of a plan takes on this machine: the second of two, on zeros. `out` is where the data set lies."""
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
-        engine = Engine(bundle, device, plan.precision, plan.layers)
+        engine = Engine(bundle, plan.device.split()[0], plan.execution(out), plan.layers)
         height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
         blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
         for _ in range(2):
@@ -222,20 +300,20 @@ def seconds_a_tile(plan: Plan, bundle: Bundle, device: str) -> float:
 
 
 def _segment_all(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:
-    """All shards of a plan, by `streams` threads that share the network and keep a reader each."""
+    """All shards of a plan, by `streams` segmenters with two threads each, as actors have."""
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
+    segmenters = [Segmenter(bundle.path, device) for _ in range(streams)]
+    turns = count()
+
+    def segment(shard: Window) -> ShardResult:
+        if not hasattr(mine, "segmenter"):
+            mine.segmenter = segmenters[next(turns) % streams]
+        return mine.segmenter.write_part(plan, shard, folder, folder / f"{plan.shard_name(shard)}.part")
+
+    mine = threading.local()
     try:
-        engine = Engine(bundle, device, plan.precision, plan.layers)
-        with ExitStack() as readers, ThreadPoolExecutor(streams) as pool:
-            mine = threading.local()
-
-            def segment(shard: Window) -> ShardResult:
-                if not hasattr(mine, "reader"):
-                    mine.reader = readers.enter_context(SceneReader(plan.scene))
-                part = folder / f"{plan.shard_name(shard)}.tif"
-                return segment_shard(shard, plan, mine.reader, engine, plan.scaling(bundle), part)
-
-            return list(pool.map(segment, plan.shards()))
+        with ThreadPoolExecutor(2 * streams) as pool:
+            return list(pool.map(segment, sorted(plan.shards(), key=lambda shard: -shard.pixels)))
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,7 @@ from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.models.footprint import activation_bytes_per_pixel
 from pipeline.models.networks import build_network
-from pipeline.models.precision import in_precision
+from pipeline.models.program import Coarse, in_precision
 from pipeline.models.receptive import Reach, find_reach
 
 SCHEMA_VERSION = 1

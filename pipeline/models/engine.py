@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,14 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import SceneBand
 from pipeline.imagery.reader import Pixels
-from pipeline.models.bundle import Bundle, differing_share
-from pipeline.models.precision import in_precision
+from pipeline.models.bundle import Bundle, Tolerance, differing_share
+from pipeline.models.class_ids import around, class_ids, upsampled
+from pipeline.models.forward import Forward, build_forward
+from pipeline.models.program import Program, as_raw
 
-AUTO_DIFFERING = 0.005  # the share of classes that `auto` may trade for speed, against fp32 on the self-test
+SHAPES_KEPT = 4  # compiled programs, of the last tile shapes
+
+Results = list[np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -36,86 +41,167 @@ class Scaling:
             tuple((file.offset - band.mean) / band.std for file, band in pairs),
         )
 
+    @classmethod
+    def of_physical(cls, bands: Sequence[Band]) -> Scaling:
+        """Of values that are in physical units already."""
+        return cls(tuple(1 / band.std for band in bands), tuple(-band.mean / band.std for band in bands))
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factor and shift, each 1 x C x 1 x 1, fp32."""
+        return torch.tensor(self.factor).reshape(1, -1, 1, 1), torch.tensor(self.shift).reshape(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network is run: by which engine, in which precision; `network` is the file of a quantised one (int8)."""
+
+    engine: str = "eager"
+    precision: str = "fp32"
+    network: str | None = None
+
 
 class Engine:
     """A bundle's network, resident on a device. Results do not depend on a batch's size or on what else is in it.
 
     `layers` lists what is wanted of: mask (class ids), confidence (0..100), probabilities (0..100, one a class).
+    For one thread at a time. `batch` is the largest batch that ran: less than was asked for after running out of memory.
     """
 
-    def __init__(self, bundle: Bundle, device: str, precision: str, layers: Sequence[str] = ("mask",)):
-        self.device = torch.device(device)
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    def __init__(self, bundle: Bundle, device: str, execution: Execution, layers: Sequence[str] = ("mask",)):
+        self.device, self.execution = torch.device(device), execution
         self.layers = tuple(layers)
+        self.batch = 0
+        self._limit: int | None = None
+        self._bundle = bundle
+        self._forwards: OrderedDict[tuple[object, ...], Forward] = OrderedDict()
+        self._uploads = torch.cuda.Stream() if self.device.type == "cuda" else None
         if self.device.type == "cuda":
             _compute_exactly()
-        self.network = in_precision(bundle.network(), precision).to(self.device)
-        self._check(bundle, precision)
+        check_device(bundle, device, execution.precision)
 
-    @torch.inference_mode()
-    def __call__(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> list[np.ndarray | None]:
+    def __call__(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> Results:
         """Infer tiles of one shape; the batch is padded to `size`, so that the network sees one shape only.
 
         Returns for each tile the layers of its core (a window counted from the tile's corner), uint8 L x h x w, or None
         where the network gave a value that is not finite. Raises Unreadable, naming --tile, where one tile does not
-        fit in memory; a larger batch is halved.
+        fit in memory; a larger batch is halved, and stays so.
         """
-        try:
-            logits_BKHW = self.logits(batch, scaling, size)
-            return [self._layers(logits_KHW, core) for logits_KHW, core in zip(logits_BKHW[: len(batch)], cores, strict=True)]
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-        if size == 1:
-            height, width = batch[0].values_CHW.shape[1:]
-            raise Unreadable(f"a tile of {height} x {width} px does not fit in the memory of {self.device}: choose a smaller --tile")
-        half = size // 2
-        return [
-            layers
-            for start in range(0, len(batch), half)
-            for layers in self(batch[start : start + half], cores[start : start + half], scaling, half)
-        ]
-
-    def logits(self, batch: Sequence[Pixels], scaling: Scaling, size: int) -> torch.Tensor:
-        """Normalise on the device, missing values as their band's mean, and run the network: logits_BKHW."""
-        first = batch[0].values_CHW
-        raw_BCHW = torch.zeros((size, *first.shape), dtype=torch.from_numpy(first[:0]).dtype)
-        for slot, pixels in zip(raw_BCHW, batch, strict=False):
-            slot.copy_(torch.from_numpy(pixels.values_CHW))
-        batch_BCHW = raw_BCHW.to(self.device).float()
-        batch_BCHW *= torch.tensor(scaling.factor, device=self.device).reshape(1, -1, 1, 1)
-        batch_BCHW += torch.tensor(scaling.shift, device=self.device).reshape(1, -1, 1, 1)
-        for slot, pixels in zip(batch_BCHW, batch, strict=False):
-            if pixels.valid_CHW is not None:
-                slot *= torch.from_numpy(pixels.valid_CHW).to(self.device)
-        batch_BCHW = batch_BCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.network(batch_BCHW)
-
-    def _layers(self, logits_KHW: torch.Tensor, core: Window) -> np.ndarray | None:
-        logits_KHW = logits_KHW[:, *core.slices()]
-        if not torch.isfinite(logits_KHW.sum(dtype=torch.float32)) and not torch.isfinite(logits_KHW).all():
-            return None  # the sum alone may overflow
-        ids_HW = logits_KHW.max(dim=0).indices.to(torch.uint8)  # on a CPU 5 times faster than argmax(0)
-        if self.layers == ("mask",):
-            return ids_HW[None].cpu().numpy()
-        percent_KHW = (logits_KHW.float().softmax(dim=0) * 100).round().to(torch.uint8)
-        planes = {"mask": ids_HW[None], "confidence": percent_KHW.amax(dim=0)[None], "probabilities": percent_KHW}
-        return torch.cat([planes[layer] for layer in self.layers]).cpu().numpy()
+        return self.begin(batch, cores, scaling, size)()
 
     @torch.inference_mode()
-    def _check(self, bundle: Bundle, precision: str) -> None:
-        """Run the bundle's self-test. Raises Refused where this device's answer is too far from the stored one."""
-        input_BCHW, expected_BKHW = bundle.selftest()
-        allowed = bundle.tolerance[precision]
-        unit = Scaling(tuple(1 / band.std for band in bundle.bands), tuple(-band.mean / band.std for band in bundle.bands))
-        logits_BKHW = self.logits([Pixels(tile.numpy(), None) for tile in input_BCHW], unit, 1).float().cpu()
-        off = float((logits_BKHW - expected_BKHW).abs().max())
-        differing = differing_share(logits_BKHW, expected_BKHW)
-        if not (off <= allowed.logits and differing <= allowed.differing):
-            raise Refused(
-                f"{bundle.path}: self-test failed on {describe_device(self.device.type)} in {precision}: logits off by {off:.3g}"
-                f" (allowed {allowed.logits:.3g}), {differing:.2%} of classes differ (allowed {allowed.differing:.2%})"
-            )
+    def begin(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> Callable[[], Results]:
+        """As a call, but returns a function that waits for the results: on a GPU the caller goes on meanwhile."""
+        size = min(size, self._limit or size)
+        pending: list[Callable[[], np.ndarray | None]] = []
+        for start in range(0, len(batch), size):
+            try:
+                pending += self._begin(batch[start : start + size], cores[start : start + size], scaling, size)
+                self.batch = max(self.batch, size)
+                continue
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            if size == 1:
+                height, width = batch[0].values_CHW.shape[1:]
+                raise Unreadable(f"a tile of {height} x {width} px does not fit in the memory of {self.device}: choose a smaller --tile")
+            self._limit = self.batch = size // 2
+            rest = self.begin(batch[start:], cores[start:], scaling, size // 2)
+            return lambda: [finish() for finish in pending] + rest()
+        return lambda: [finish() for finish in pending]
+
+    def _begin(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> list[Callable[[], np.ndarray | None]]:
+        inputs = self._upload(batch, scaling, size)
+        logits_BKhw = self._forward(inputs[0])(*inputs)
+        height, width = batch[0].values_CHW.shape[1:]
+        return [self._layers(logits_Khw, core, height, width) for logits_Khw, core in zip(logits_BKhw, cores, strict=False)]
+
+    def _forward(self, raw_BCHW: torch.Tensor) -> Forward:
+        """The program for a shape and dtype; PyTorch's own takes them all."""
+        key = () if self.execution.engine == "eager" else (*raw_BCHW.shape, raw_BCHW.dtype)
+        if key not in self._forwards:
+            if len(self._forwards) >= SHAPES_KEPT:
+                self._forwards.popitem(last=False)
+            network = Path(self.execution.network) if self.execution.network else None
+            self._forwards[key] = build_forward(self._bundle, self.device.type, self.execution.engine, self.execution.precision, network)
+        self._forwards.move_to_end(key)
+        return self._forwards[key]
+
+    def _upload(self, batch: Sequence[Pixels], scaling: Scaling, size: int) -> list[torch.Tensor]:
+        """The inputs of the program on the device; on a GPU from pinned memory, beside the kernels of the batch before."""
+        pinned = self._uploads is not None
+        shape_BCHW = (size, *batch[0].values_CHW.shape)
+        raw_BCHW = torch.zeros(shape_BCHW, dtype=as_raw(batch[0].values_CHW[:0]).dtype, pin_memory=pinned)
+        valid_BCHW = torch.ones(shape_BCHW, dtype=torch.uint8, pin_memory=pinned)
+        for raw_CHW, valid_CHW, pixels in zip(raw_BCHW, valid_BCHW, batch, strict=False):
+            raw_CHW.copy_(as_raw(pixels.values_CHW))
+            if pixels.valid_CHW is not None:
+                valid_CHW.copy_(torch.from_numpy(pixels.valid_CHW))
+        inputs = [raw_BCHW, valid_BCHW, *scaling.tensors()]
+        if self._uploads is None:
+            return inputs
+        with torch.cuda.stream(self._uploads):
+            there = [tensor.to(self.device, non_blocking=True) for tensor in inputs]
+        torch.cuda.current_stream().wait_stream(self._uploads)
+        for tensor in there:
+            tensor.record_stream(torch.cuda.current_stream())
+        return there
+
+    def _layers(self, logits_Khw: torch.Tensor, core: Window, height: int, width: int) -> Callable[[], np.ndarray | None]:
+        near_Khw = around(logits_Khw, core, height, width)
+        sum_1 = near_Khw.sum(dtype=torch.float32)
+        if self.layers == ("mask",):
+            layers_LHW = class_ids(logits_Khw, core, height, width)[None]
+        else:
+            layers_LHW = self._all_layers(upsampled(logits_Khw[None], height, width)[0][:, *core.slices()])
+        if self.device.type == "cuda":
+            here_LHW = torch.empty(layers_LHW.shape, dtype=torch.uint8, pin_memory=True)
+            here_LHW.copy_(layers_LHW, non_blocking=True)
+            layers_LHW = here_LHW
+            done = torch.cuda.Event()
+            done.record()
+            wait = done.synchronize
+        else:
+            wait = _nothing
+
+        def finish() -> np.ndarray | None:
+            wait()
+            if not torch.isfinite(sum_1) and not torch.isfinite(near_Khw).all():
+                return None  # the sum alone may overflow
+            return layers_LHW.numpy()
+
+        return finish
+
+    def _all_layers(self, logits_KHW: torch.Tensor) -> torch.Tensor:
+        ids_HW = logits_KHW.max(dim=0).indices.to(torch.uint8)
+        percent_KHW = (logits_KHW.float().softmax(dim=0) * 100).round().to(torch.uint8)
+        planes = {"mask": ids_HW[None], "confidence": percent_KHW.amax(dim=0)[None], "probabilities": percent_KHW}
+        return torch.cat([planes[layer] for layer in self.layers])
+
+
+def _nothing() -> None:
+    """There is nothing to wait for on a CPU."""
+
+
+@torch.inference_mode()
+def check_device(bundle: Bundle, device: str, precision: str) -> None:
+    """Run the bundle's self-test. Raises Refused where this device's answer is too far from the stored one.
+
+    It is PyTorch's own answer: an int8 network has passed its own test when it was chosen.
+    """
+    precision = "fp32" if precision == "int8" else precision
+    allowed: Tolerance = bundle.tolerance["bf16" if precision == "fp16" else precision]
+    input_BCHW, expected_BKHW = bundle.selftest()
+    program = Program(bundle.network(), precision).to(device)
+    inputs = [input_BCHW, torch.ones_like(input_BCHW, dtype=torch.uint8), *Scaling.of_physical(bundle.bands).tensors()]
+    logits_BKhw = program(*(tensor.to(device) for tensor in inputs))
+    logits_BKHW = upsampled(logits_BKhw, *input_BCHW.shape[-2:]).float().cpu()
+    off = float((logits_BKHW - expected_BKHW).abs().max())
+    differing = differing_share(logits_BKHW, expected_BKHW)
+    if not (off <= allowed.logits and differing <= allowed.differing):
+        raise Refused(
+            f"{bundle.path}: self-test failed on {describe_device(device)} in {precision}: logits off by {off:.3g}"
+            f" (allowed {allowed.logits:.3g}), {differing:.2%} of classes differ (allowed {allowed.differing:.2%})"
+        )
 
 
 def _compute_exactly() -> None:
@@ -136,19 +222,16 @@ def choose_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose_precision(asked: str, device: str, bundle: Bundle) -> str:
-    """Resolve `auto`: bf16 where the device computes in it and the self-test's classes allow it, else fp32."""
-    if asked != "auto":
-        return asked
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else bool(_cpu_flags() & {"amx_bf16", "avx512_bf16"})
-    return "bf16" if native and bundle.tolerance["bf16"].differing <= AUTO_DIFFERING else "fp32"
+def computes_in_bf16(device: str) -> bool:
+    """Whether the device has instructions for bf16; without them it is slower than fp32."""
+    return torch.cuda.is_bf16_supported() if device == "cuda" else bool(_cpu_flags() & {"amx_bf16", "avx512_bf16"})
 
 
 def describe_device(device: str) -> str:
     """The kind of device on which results are the same byte for byte: a GPU's model, a CPU's instruction set."""
     if device == "cuda":
         return f"cuda {torch.cuda.get_device_name()}"
-    extensions = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in _cpu_flags()]
+    extensions = [flag for flag in ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni") if flag in _cpu_flags()]
     return " ".join(["cpu", platform.machine(), torch.backends.cpu.get_cpu_capability(), *extensions])
 
 

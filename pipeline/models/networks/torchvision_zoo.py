@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 TORCHVISION_NAMES = (
     "fcn_resnet50",
@@ -28,8 +29,13 @@ class TorchvisionSegmenter(nn.Module):
         if bands != 3:
             adapt_first_convolution(self.network.backbone, bands)
 
+    def coarse(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
+        """The logits before they are upsampled to the input's size."""
+        features = self.network.backbone(batch_BCHW)
+        return self.network.classifier(features["out"] if "out" in features else features)
+
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.network(batch_BCHW)["out"]
+        return functional.interpolate(self.coarse(batch_BCHW), size=batch_BCHW.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def adapt_first_convolution(backbone: nn.Module, bands: int) -> None:

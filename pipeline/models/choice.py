@@ -1,0 +1,233 @@
+"""Which engine and precision are the fastest on this device among those that keep near enough to fp32."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.errors import Refused
+from pipeline.geometry.windows import Window, ceil_to
+from pipeline.imagery import storage
+from pipeline.imagery.reader import Pixels
+from pipeline.models.bundle import Bundle
+from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16, describe_device
+from pipeline.models.forward import missing, quantised
+from pipeline.models.program import PRECISIONS, as_raw
+
+DIFFERING = 0.005  # the share of classes that speed may cost, against fp32
+TRIAL_PX = 512  # a CPU's rate at this size holds for larger tiles, with the allocator's settings in `cluster/actors.py`
+TRIAL_PAYS_S = 60.0  # of work by PyTorch's own engine; less is done before a trial would end
+SHORT_S = 20.0  # of work, with speeds remembered; less is done before an engine is built
+GAIN = 1.03  # an engine that has to be built must be faster by this
+
+
+class Sample(NamedTuple):
+    """A window of a scene, to try engines on."""
+
+    pixels: Pixels
+    scaling: Scaling
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, the share of classes that differ from fp32 on the samples, and why, in a line."""
+
+    execution: Execution
+    differing: float
+    why: str
+
+
+def choose(
+    bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, keep: Path | None, threads: int = 1
+) -> Choice:
+    """Choose for `work_px` pixels a stream, by what `samples` show; every second one of them calibrates int8.
+
+    `keep` is where an int8 network is found, or put when it is made; None: none is made. Speeds are measured once for a
+    bundle, a device and versions, and remembered in the user's cache. Raises Refused where what was asked for cannot be.
+    """
+    _check_asked(asked, device)
+    if asked == "fp32":
+        return Choice(Execution(), 0.0, "fp32 by PyTorch's own engine is the reference")
+    trial = _Trial(bundle, device, samples, keep, threads)
+    plain = Execution("eager", asked if asked not in ("auto", "int8") else native_precision(device))
+    worth = asked == "int8" or work_px > trial.expected_speed(plain) * (SHORT_S if trial.remembered() else TRIAL_PAYS_S)
+    candidates = [plain] if not worth else _candidates(asked, device, keep)
+    lacks = sorted({lack for engine in ("compiled", "openvino") if worth and (lack := missing(engine, device)) and device == "cpu"})
+    shares = {precision: trial.differing(precision) for precision in {candidate.precision for candidate in candidates}}
+    fitting = [one for one in candidates if asked not in ("auto", "int8") or shares[one.precision] <= DIFFERING]
+    if asked == "int8" and not fitting:
+        raise Refused(
+            f"--precision int8: {shares['int8']:.2%} of the classes differ from fp32 on windows of the scene, at most"
+            f" {DIFFERING:.1%} may: use --precision auto"
+        )
+    if asked == "auto" and plain not in fitting:
+        fitting.append(Execution())  # fp32 always fits
+    rates = {one: trial.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
+    best = max(fitting, key=lambda one: rates[one] * (GAIN if one.engine == "eager" else 1.0))
+    return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, worth), *lacks]))
+
+
+def _why(best: Execution, rates: dict[Execution, float], shares: dict[str, float], worth: bool) -> str:
+    reasons = [f"{share:.2%} of classes differ from fp32 in {name}" for name, share in sorted(shares.items()) if name != "fp32"]
+    if len(rates) > 1:
+        others = sorted(rates.items(), key=lambda item: -item[1])
+        reasons.append("MPix/s a stream: " + ", ".join(f"{one.precision} {one.engine} {rate / 1e6:.3g}" for one, rate in others))
+    elif not worth:
+        reasons.append("too little work to try others")
+    return f"{best.precision} by {best.engine}: " + "; ".join(reasons)
+
+
+def check_precision(asked: str) -> None:
+    """Raise Refused for a precision that there is not."""
+    if asked != "auto" and asked not in PRECISIONS:
+        raise Refused(f"--precision {asked}: unknown; use auto, {', '.join(PRECISIONS)}")
+
+
+def _check_asked(asked: str, device: str) -> None:
+    check_precision(asked)
+    if asked == "fp16" and device == "cpu":
+        raise Refused("--precision fp16: is for GPUs, a CPU is 8 times slower in it than in bf16: use auto or bf16")
+    if asked == "int8" and (lack := missing("openvino", device)):
+        raise Refused(f"--precision int8: {lack}")
+
+
+def native_precision(device: str) -> str:
+    """The precision that a device computes fastest in without a network of its own."""
+    return "bf16" if computes_in_bf16(device) else "fp16" if device == "cuda" else "fp32"
+
+
+def _candidates(asked: str, device: str, keep: Path | None) -> list[Execution]:
+    precision = native_precision(device) if asked == "auto" else asked
+    found = [Execution(engine, precision) for engine in ("eager", "compiled", "openvino") if not missing(engine, device)]
+    if asked == "int8":
+        found = []
+    if asked in ("auto", "int8") and keep is not None and not missing("openvino", device):
+        found.append(Execution("openvino", "int8", str(keep)))
+    return found
+
+
+class _Trial:
+    """What is measured for a choice, each once."""
+
+    def __init__(self, bundle: Bundle, device: str, samples: Sequence[Sample], keep: Path | None, threads: int):
+        self.bundle, self.device, self.keep, self.threads = bundle, device, keep, threads
+        self.calibrating, self.judging = samples[1::2] or samples, [_selftest(bundle), *samples[::2]]
+        self._classes: dict[str, list[np.ndarray]] = {}
+        self._rates: dict[str, float] = {}
+        versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
+        about = [bundle.model_id, describe_device(device), processor_name(), *versions, os.environ.get("MALLOC_TOP_PAD_", "")]
+        self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+
+    def remembered(self) -> dict[str, float]:
+        """MPix/s by precision and engine, as measured before."""
+        try:
+            return storage.read_json(self._file) or {}
+        except Refused:
+            return {}
+
+    def differing(self, precision: str) -> float:
+        """The share of classes that differ from fp32, over the judging samples and the bundle's self-test."""
+        network = str(self._network()) if precision == "int8" else None
+        pairs = list(zip(self._classified(precision), self._classified("fp32"), strict=True))
+        return sum(int((one != other).sum()) for one, other in pairs) / sum(one.size for one, _ in pairs)
+
+    def expected_speed(self, execution: Execution) -> float:
+        """Pixels a second of one stream, remembered or else as the samples went: near enough to see what is worth a trial."""
+        remembered = self.remembered().get(f"{execution.precision} {execution.engine}")
+        if remembered is None:
+            self._classified(execution.precision)
+        return remembered or self._rates[execution.precision] / self.threads
+
+    def _network(self) -> Path:
+        """The int8 network: the one that is kept, or a new one."""
+        assert self.keep is not None
+        inputs = (self._inputs(sample) for sample in self.calibrating)
+        with _threads(self.threads):
+            return quantised(self.bundle, inputs, self.keep)
+
+    def _inputs(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        values_CHW, valid_CHW = sample.pixels
+        valid_BCHW = torch.from_numpy(np.ones(values_CHW.shape, np.uint8) if valid_CHW is None else valid_CHW.astype(np.uint8))[None]
+        return (as_raw(values_CHW)[None].float(), valid_BCHW, *sample.scaling.tensors())
+
+    def _classified(self, precision: str) -> list[np.ndarray]:
+        """The classes of the judging samples in a precision, by the engine that needs no building."""
+        if precision not in self._classes:
+            execution = Execution("openvino", precision, str(self._network())) if precision == "int8" else Execution("eager", precision)
+            engine = Engine(self.bundle, self.device, execution)
+            with _threads(self.threads):
+                began = time.perf_counter()
+                self._classes[precision] = [_classified(engine, sample) for sample in self.judging]
+            pixels = sum(ids.size for ids in self._classes[precision])
+            self._rates[precision] = pixels / (time.perf_counter() - began)
+        return self._classes[precision]
+
+    def speed(self, execution: Execution) -> float:
+        """Pixels a second of one stream, remembered from before or measured now: the better of two passes."""
+        name, known = f"{execution.precision} {execution.engine}", self.remembered()
+        if name not in known:
+            stride = self.bundle.reach.stride
+            side = ceil_to(TRIAL_PX, stride)
+            bands = len(self.bundle.bands)
+            blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
+            engine = Engine(self.bundle, self.device, execution)
+            with _threads(1):
+                known[name] = side * side / min(_seconds(engine, blank) for _ in range(3))
+            storage.replace_json(self._file, self.remembered() | known)
+        return known[name]
+
+
+def _selftest(bundle: Bundle) -> Sample:
+    input_BCHW, _ = bundle.selftest()
+    return Sample(Pixels(input_BCHW[0].numpy(), None), Scaling.of_physical(bundle.bands))
+
+
+def _classified(engine: Engine, sample: Sample) -> np.ndarray:
+    _, height, width = sample.pixels.values_CHW.shape
+    ids_1HW = engine([sample.pixels], [Window(0, 0, height, width)], sample.scaling, 1)[0]
+    return np.full((1, height, width), 255, np.uint8) if ids_1HW is None else ids_1HW
+
+
+def _seconds(engine: Engine, sample: Sample) -> float:
+    began = time.perf_counter()
+    _classified(engine, sample)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def processor_name() -> str:
+    """The CPU's name, as the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

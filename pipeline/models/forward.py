@@ -1,0 +1,165 @@
+"""The ways to run a program on a device: PyTorch as it is, compiled by Inductor, or converted to OpenVINO."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import Refused
+from pipeline.imagery import storage
+from pipeline.models.bundle import Bundle
+from pipeline.models.program import Program
+
+ENGINES = ("eager", "compiled", "openvino")
+SHAPES_AT_ONCE = 64  # that one process may compile for: Dynamo counts every program of every scene
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # raw_BCHW, valid_BCHW, factor_1C11, shift_1C11
+Forward = Callable[..., torch.Tensor]  # of Inputs: logits
+
+
+def missing(engine: str, device: str) -> str | None:
+    """What this machine lacks to run an engine, as a person would say it; None where it can."""
+    if engine == "compiled" and device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        return "no C++ compiler: nothing is compiled (install g++)"
+    if engine == "openvino" and device != "cpu":
+        return "OpenVINO is for CPUs here"
+    if engine == "openvino" and not all(map(importlib.util.find_spec, ("openvino", "nncf"))):
+        return "OpenVINO is not installed (pip install 'tilewright[openvino]')"
+    return None
+
+
+def build_forward(bundle: Bundle, device: str, engine: str, precision: str, network: Path | None = None) -> Forward:
+    """A callable that runs the bundle's network on inputs of one shape; `network` is the quantised one for int8.
+
+    Raises Refused where this machine cannot run the engine.
+    """
+    lack = missing(engine, device)
+    if lack:
+        raise Refused(f"this was planned for the engine {engine}, and here is {lack}: install it, or start anew with --fresh")
+    if engine == "openvino":
+        return _openvino(network or converted(bundle), precision)
+    program = Program(bundle.network(), precision).eval().to(device)
+    return _compiled(program) if engine == "compiled" else program
+
+
+def _compiled(program: Program) -> Forward:
+    """Compiled at its first call, from Inductor's cache on disk where that has it."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "inductor"))
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True  # weights are constants: they are packed once for the convolutions
+    dynamo.recompile_limit = SHAPES_AT_ONCE
+    run = torch.compile(program, dynamic=False, fullgraph=True)
+
+    def forward(*inputs: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # Inductor does not freeze in inference mode
+            return run(*inputs)
+
+    return forward
+
+
+def converted(bundle: Bundle) -> Path:
+    """The bundle's network in OpenVINO's format, fp32, made once a user and kept in the cache folder."""
+    path = storage.cache_folder() / "openvino" / f"{bundle.model_id}.zip"
+    if not path.exists():
+        _write_model(_convert(bundle), path)
+    return path
+
+
+def quantised(bundle: Bundle, samples: Iterable[Inputs], path: Path) -> Path:
+    """Quantise the network to int8, with what `samples` show of its activations, and publish it once at `path`."""
+    if not path.exists():
+        with _quietly():
+            import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        data = nncf.Dataset([[tensor.numpy() for tensor in inputs] for inputs in samples])
+        with _quietly():
+            _write_model(nncf.quantize(_convert(bundle), data), path)
+    return path
+
+
+def _convert(bundle: Bundle) -> Any:
+    with _quietly():
+        import openvino
+
+    bands = len(bundle.bands)
+    side = max(2 * bundle.reach.stride, 64)
+    ones_1C11 = torch.ones(1, bands, 1, 1)
+    example = (torch.zeros(1, bands, side, side), torch.ones(1, bands, side, side, dtype=torch.uint8), ones_1C11, ones_1C11)
+    with _quietly():
+        model = openvino.convert_model(Program(bundle.network(), "int8").eval(), example_input=example)
+    _reshape(model, (-1, bands, -1, -1))
+    return model
+
+
+def _reshape(model: Any, shape_BCHW: Sequence[int]) -> None:
+    raw, valid, factor, shift = model.inputs
+    each_band = [1, shape_BCHW[1], 1, 1]
+    model.reshape({raw: list(shape_BCHW), valid: list(shape_BCHW), factor: each_band, shift: each_band})
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without progress bars, warnings of what is deprecated between two libraries, and OpenVINO's usage statistics."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"  # the one switch that both OpenVINO and NNCF heed
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+def _write_model(model: Any, path: Path) -> None:
+    import openvino
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, storage.discarded(storage.temporary(path.parent, path.name)) as finished:
+        openvino.save_model(model, Path(folder, "network.xml"), compress_to_fp16=False)
+        with zipfile.ZipFile(finished, "w") as archive:
+            for name in ("network.xml", "network.bin"):
+                archive.writestr(zipfile.ZipInfo(name), Path(folder, name).read_bytes())  # without the time: same bytes twice
+        storage.publish_once(finished, path)
+
+
+def _openvino(path: Path, precision: str) -> Forward:
+    """Compiled for the shape of its first call, on one thread: a stream a core."""
+    import openvino
+
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        xml, weights = (archive.read(f"network.{kind}") for kind in ("xml", "bin"))
+    core = openvino.Core()
+    model = core.read_model(xml, weights)
+    settings = {
+        "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+    }  # fmt: skip
+    requests: list[Any] = []
+
+    def forward(raw_BCHW: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if not requests:
+            _reshape(model, raw_BCHW.shape)
+            requests.append(core.compile_model(model, "CPU", settings).create_infer_request())
+        inputs = [tensor.numpy() for tensor in (raw_BCHW.float(), *others)]
+        logits_BKHW = requests[0].infer(inputs, share_inputs=True, share_outputs=True)[0]
+        return torch.from_numpy(np.asarray(logits_BKHW))
+
+    return forward
