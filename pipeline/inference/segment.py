@@ -194,7 +194,7 @@ def segment_scene(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
         results = _segment_all(plan, bundle, device, Path(folder), streams)
-        parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.tif")) for shard in plan.shards()]
+        parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.part")) for shard in plan.shards()]
         failed = [window for result in results for window in result.failed]
         mask = target.with_name(f"{target.stem}.partial.tif") if failed else target
         write_mask(parts, Path(folder, "mask.tmp"), plan, bundle, input_id=opened.input_id)
@@ -233,7 +233,7 @@ def _segment_all(plan: Plan, bundle: Bundle, device: str, folder: Path, streams:
             def segment(shard: Window) -> ShardResult:
                 if not hasattr(mine, "reader"):
                     mine.reader = readers.enter_context(SceneReader(plan.scene))
-                part = folder / f"{plan.shard_name(shard)}.tif"
+                part = folder / f"{plan.shard_name(shard)}.part"
                 return segment_shard(shard, plan, mine.reader, engine, plan.scaling(bundle), part)
 
             return list(pool.map(segment, plan.shards()))
