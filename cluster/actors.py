@@ -16,7 +16,6 @@ from pipeline.inference.plan import Plan
 from pipeline.inference.segment import Segmenter, ShardResult
 from pipeline.results.publish import Published, publish_scene
 
-
 # glibc gives every large activation back to the kernel and faults it in again: without that a large tile is 11 to 55 %
 # faster. It reads these when a process starts. One arena, since only the main one grows without bound.
 ALLOCATOR = {

@@ -11,8 +11,8 @@ import ray
 
 from cluster.actors import ALLOCATOR, start_actors
 from cluster.dispatch import Task, dispatch
-from cluster.progress import Progress
 from cluster.environment import Device
+from cluster.progress import Progress
 from cluster.scenes import (
     OpenedScene,
     Request,
@@ -76,12 +76,12 @@ def run_scenes(
 
 def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[tuple[Scene, Region]], workers: int) -> Choice:
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
+    keep = request.out / QUANTISED
+    choosing: Any = ray.remote(choose_execution)
     options = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": ALLOCATOR}}
-    choosing = ray.remote(choose_execution).options(**options).remote(
-        bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=request.out / QUANTISED
-    )  # fmt: skip
+    choice = choosing.options(**options).remote(bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=keep)
     try:
-        return ray.get(choosing)
+        return ray.get(choice)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Refused):
             raise error.cause from None

@@ -134,9 +134,7 @@ def planned_before(opened: OpenedScene, request: Request) -> Plan | None:
 
 def plan_scene(opened: OpenedScene, bundle: Bundle, request: Request, choice: Choice, resources: Resources) -> Plan:
     """The plan of a scene as this run would make it; nothing is written."""
-    return make_plan(
-        opened.scene, opened.region, bundle, request.settings, batch=request.batch, choice=choice, resources=resources
-    )
+    return make_plan(opened.scene, opened.region, bundle, request.settings, batch=request.batch, choice=choice, resources=resources)
 
 
 def adopt_scene(opened: OpenedScene, plan: Plan, request: Request, device: str) -> SceneWork:

@@ -203,9 +203,7 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
     resources = Resources(describe_device(kind), request.memory_bytes or memory_allotted() // workers, workers, pixels)
     kept = request.out / QUANTISED
     new = [(opened.scene, opened.region) for opened in scenes]
-    choice = choose_execution(
-        bundle, kind, request.settings.precision, new, workers=workers, keep=kept if kept.exists() else None
-    )
+    choice = choose_execution(bundle, kind, request.settings.precision, new, workers=workers, keep=kept if kept.exists() else None)
     seconds: dict[tuple[int, str, str], float] = {}
     for opened in scenes:
         plan = planned_before(opened, request) or plan_scene(opened, bundle, request, choice, resources)

@@ -111,11 +111,10 @@ class SceneLedger:
         assert adopted is not None
         return adopted
 
-
     def missing(self, plan: Plan) -> list[Window]:
         """The shards without a part."""
         there = storage.names(self.folder)
-        return [shard for shard in plan.shards() if f"{plan.shard_name(shard)}.tif" not in there]
+        return [shard for shard in plan.shards() if f"{plan.shard_name(shard)}.part" not in there]
 
     def parts(self, plan: Plan) -> list[tuple[Window, Path]]:
         """The shards that have a part, or else a partial one, and where it lies."""
@@ -124,7 +123,7 @@ class SceneLedger:
         return [
             (shard, self.folder / f"{name}{suffix}")
             for shard, name in names.items()
-            for suffix in ([".tif"] if f"{name}.tif" in there else [".partial"] if f"{name}.partial" in there else [])
+            for suffix in ([".part"] if f"{name}.part" in there else [".partial"] if f"{name}.partial" in there else [])
         ]
 
     def temporary(self, name: str) -> Path:
@@ -136,7 +135,7 @@ class SceneLedger:
         if partial:
             storage.publish(finished, self.folder / f"{name}.partial")
         else:
-            storage.publish_once(finished, self.folder / f"{name}.tif")
+            storage.publish_once(finished, self.folder / f"{name}.part")
             (self.folder / f"{name}.partial").unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Any] | None:

@@ -1,8 +1,7 @@
-"""A part: one shard's layers in one file, with its class counts, as they wait to be joined into one COG."""
+"""A part: one shard's layers in one file, as the blocks of a COG, with its class counts, as they wait to be joined."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,20 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
-from rasterio.transform import Affine
-from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import Unreadable
 from pipeline.geometry.areas import ground_areas
-from pipeline.geometry.windows import BLOCK, Window
+from pipeline.geometry.pyramid import Pyramid, average, levels_of_shards, mode
+from pipeline.geometry.windows import Window
+from pipeline.inference.blocks import BlockFile, Index, damaged, decompress, read_blocks, read_index
 from pipeline.inference.plan import Plan
-from pipeline.models.bundle import NODATA
+from pipeline.inference.stages import Stages
 from pipeline.models.engine import layer_count
 
-TAG = "TILEWRIGHT_PART"
 COUNTED_ROWS = 128  # at once: numpy counts in 8 to 24 bytes a pixel
 
 
@@ -48,22 +43,22 @@ class Tally:
 
 
 class PartWriter:
-    """Writes the strips of a shard, from top to bottom, on a thread of its own, and counts classes on the way."""
+    """Writes the strips of a shard, from top to bottom, on a thread of its own, and counts classes on the way.
 
-    def __init__(self, path: Path, shard: Window, plan: Plan):
-        self.shard, self.plan, grid = shard, plan, plan.scene.grid
+    The part holds full resolution and the overviews that lie on the scene's blocks: the mask's by mode, others by average.
+    """
+
+    def __init__(self, path: Path, shard: Window, plan: Plan, stages: Stages | None = None):
+        self.shard, self.plan, self._stages, grid = shard, plan, stages or Stages(), plan.scene.grid
         self._crs = grid.rasterio_crs if plan.scene.on_ground else None
         self._confidence_layer = plan.layers.index("confidence") if "confidence" in plan.layers else None
         self._pixels = np.zeros(256, np.int64)
         self._area_m2 = np.zeros(256)
         self._confidence = np.zeros(256, np.int64)
+        levels, layers = levels_of_shards(plan.region.window, plan.shard), layer_count(plan.layers, plan.classes)
+        self._pyramids = [Pyramid(levels, average if layer else mode) for layer in range(layers)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._dataset = rasterio.open(
-            path, "w", driver="GTiff", dtype="uint8", nodata=NODATA, count=layer_count(plan.layers, plan.classes),
-            height=shard.height, width=shard.width, transform=grid.affine * Affine.translation(shard.col, shard.row),
-            crs=grid.rasterio_crs, tiled=True, blockxsize=BLOCK, blockysize=BLOCK, interleave="band",
-            compress="zstd", zstd_level=1,
-        )  # fmt: skip
+        self._file = BlockFile(path, levels, layers)
         self._writing = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -72,33 +67,38 @@ class PartWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._writing.shutdown()
-        self._dataset.close()
+        self._file.close()
 
     def write(self, window: Window, strip_LHW: np.ndarray) -> None:
         """Hand over a strip; returns while it is written, so one strip at most waits. Errors come with the next call."""
         self._wait()
-        self._pending = self._writing.submit(self._write, window, strip_LHW)
+        self._pending = self._writing.submit(self._timed_write, window, strip_LHW)
 
     def finish(self, failed: Sequence[FailedWindow]) -> Tally:
-        """Write the counts and the failed windows into the part's tag, and return the counts."""
+        """Write what is left, the counts and the failed windows, and return the counts."""
         self._wait()
+        for layer, pyramid in enumerate(self._pyramids):
+            self._file.write(layer, pyramid.finish())
         count = self.plan.classes
         tally = Tally(
             pixels=self._pixels[:count].tolist(),
             area_m2=self._area_m2[:count].tolist() if self._crs else None,
             confidence=self._confidence[:count].tolist() if self._confidence_layer is not None else None,
         )
-        content = {"shard": list(self.shard), "tally": asdict(tally), "failed": [list(window) for window in failed]}
-        self._dataset.update_tags(**{TAG: json.dumps(content)})
+        self._file.finish({"shard": self.shard, "tally": asdict(tally), "failed": failed})
         return tally
 
     def _wait(self) -> None:
         if self._pending:
             self._pending.result()
 
+    def _timed_write(self, window: Window, strip_LHW: np.ndarray) -> None:
+        with self._stages("write"):
+            self._write(window, strip_LHW)
+
     def _write(self, window: Window, strip_LHW: np.ndarray) -> None:
-        inside = window.relative_to(self.shard)
-        self._dataset.write(strip_LHW, window=RasterioWindow(inside.col, inside.row, inside.width, inside.height))
+        for layer, (pyramid, strip_HW) in enumerate(zip(self._pyramids, strip_LHW, strict=True)):
+            self._file.write(layer, pyramid.add(strip_HW))
         for row in range(0, window.height, COUNTED_ROWS):
             rows = window._replace(row=window.row + row, height=min(COUNTED_ROWS, window.height - row))
             self._count(rows, strip_LHW[:, row : row + rows.height])
@@ -113,42 +113,36 @@ class PartWriter:
             self._confidence += np.bincount(mask_HW.ravel(), weights=weights, minlength=256).astype(np.int64)
 
 
-def count_values(dataset: DatasetReader) -> np.ndarray:
-    """How often each value, 0..255, is in the first band of a uint8 raster, read block by block."""
-    counts = np.zeros(256, np.int64)
-    for _, window in dataset.block_windows(1):
-        counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
-    return counts
-
-
-def check_part(path: Path, tally: Tally) -> None:
-    """Read the mask of a finished part back and compare its counts. Raises OSError where they differ.
-
-    On a full disk GDAL leaves a file that opens, and fails only when it is read.
-    """
-    try:
-        with rasterio.open(path) as dataset:
-            counts = count_values(dataset)
-    except RasterioError as error:
-        raise OSError(f"{path}: cannot be read back ({error}): is the disk full?") from None
-    if counts[: len(tally.pixels)].tolist() != tally.pixels:
-        raise OSError(f"{path}: reads back differently from what was written: is the disk full?")
-
-
 class PartContent(NamedTuple):
-    """What a part says of itself."""
+    """What a part says of itself, and where its blocks are."""
 
     shard: Window
     tally: Tally
     failed: list[FailedWindow]
+    blocks: Index
 
 
 def read_part(path: Path) -> PartContent:
-    """The counts of a part, from its tag. Raises Unreadable where it is damaged, naming the fix."""
+    """The counts and the index of a part. Raises Unreadable where it is damaged, naming the fix."""
+    content, blocks = read_index(path)
     try:
-        with rasterio.open(path) as dataset:
-            content = json.loads(dataset.tags()[TAG])
-    except (RasterioError, KeyError, ValueError) as error:
-        raise Unreadable(f"{path}: is damaged ({error}); remove it and start again") from None
-    failed = [FailedWindow(*window) for window in content["failed"]]
-    return PartContent(Window(*content["shard"]), Tally(**content["tally"]), failed)
+        failed = [FailedWindow(*window) for window in content["failed"]]
+        return PartContent(Window(*content["shard"]), Tally(**content["tally"]), failed, blocks)
+    except (KeyError, TypeError) as error:
+        raise damaged(path, error) from None
+
+
+def check_part(path: Path, tally: Tally) -> None:
+    """Read a finished part back and compare the counts of its mask. Raises OSError where they differ."""
+    counts = np.zeros(256, np.int64)
+    try:
+        blocks = read_part(path).blocks
+        for level, layers in enumerate(blocks):
+            for layer, entries in enumerate(layers):
+                for data in read_blocks(path, entries):
+                    if level == layer == 0:
+                        counts += np.bincount(decompress(data).ravel(), minlength=256)
+    except Unreadable as error:
+        raise OSError(f"{error}: is the disk full?") from None
+    if counts[: len(tally.pixels)].tolist() != tally.pixels:
+        raise OSError(f"{path}: reads back differently from what was written: is the disk full?")

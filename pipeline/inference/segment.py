@@ -272,7 +272,7 @@ def segment_scene(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
         results = _segment_all(plan, bundle, kind, Path(folder), streams)
-        parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.tif")) for shard in plan.shards()]
+        parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.part")) for shard in plan.shards()]
         failed = [window for result in results for window in result.failed]
         mask = target.with_name(f"{target.stem}.partial.tif") if failed else target
         write_mask(parts, Path(folder, "mask.tmp"), plan, bundle, input_id=opened.input_id)

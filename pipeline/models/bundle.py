@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from pipeline.errors import Refused
+from pipeline.geometry.pyramid import NODATA
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.models.footprint import activation_bytes_per_pixel
@@ -27,7 +28,6 @@ from pipeline.models.program import Coarse, in_precision
 from pipeline.models.receptive import Reach, find_reach
 
 SCHEMA_VERSION = 1
-NODATA = 255
 INEXACT_HALO = 128  # px: what a network that can never be exact gets, rounded up to its stride
 SELFTEST_SIZE = 64  # px, or two strides
 PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo")
@@ -132,7 +132,7 @@ def save_bundle(
         "classes": [asdict(entry) for entry in classes],
         "reach": reach._asdict(),
         "halo": halo if halo is not None else fallback if reach.exact_halo is None else reach.exact_halo,
-        "activation_bytes_per_pixel": activation_bytes_per_pixel(network, len(bands)),
+        "activation_bytes_per_pixel": activation_bytes_per_pixel(Coarse(network), len(bands)),
         "tolerance": {name: asdict(allowed) for name, allowed in tolerance.items()},
         **about,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

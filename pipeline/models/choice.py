@@ -138,7 +138,6 @@ class _Trial:
 
     def differing(self, precision: str) -> float:
         """The share of classes that differ from fp32, over the judging samples and the bundle's self-test."""
-        network = str(self._network()) if precision == "int8" else None
         pairs = list(zip(self._classified(precision), self._classified("fp32"), strict=True))
         return sum(int((one != other).sum()) for one, other in pairs) / sum(one.size for one, _ in pairs)
 

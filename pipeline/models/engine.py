@@ -109,7 +109,9 @@ class Engine:
             return lambda: [finish() for finish in pending] + rest()
         return lambda: [finish() for finish in pending]
 
-    def _begin(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> list[Callable[[], np.ndarray | None]]:
+    def _begin(
+        self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int
+    ) -> list[Callable[[], np.ndarray | None]]:
         inputs = self._upload(batch, scaling, size)
         logits_BKhw = self._forward(inputs[0])(*inputs)
         height, width = batch[0].values_CHW.shape[1:]

@@ -31,7 +31,11 @@ Forward = Callable[..., torch.Tensor]  # of Inputs: logits
 
 def missing(engine: str, device: str) -> str | None:
     """What this machine lacks to run an engine, as a person would say it; None where it can."""
-    if engine == "compiled" and device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+    if (
+        engine == "compiled"
+        and device == "cpu"
+        and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    ):
         return "no C++ compiler: nothing is compiled (install g++)"
     if engine == "openvino" and device != "cpu":
         return "OpenVINO is for CPUs here"

@@ -27,7 +27,7 @@ class Coarse(nn.Module):
         self.network = network
 
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.network.coarse(batch_BCHW) if hasattr(self.network, "coarse") else self.network(batch_BCHW)
+        return getattr(self.network, "coarse", self.network)(batch_BCHW)
 
 
 class Program(nn.Module):

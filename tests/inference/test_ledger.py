@@ -47,7 +47,7 @@ def test_parts_are_created_once_and_missing_is_what_storage_lacks(ledger: SceneL
     assert ledger.missing(plan) == plan.shards() and ledger.parts(plan) == []
     put(ledger, names[0], "first")
     put(ledger, names[0], "second")
-    assert (ledger.folder / f"{names[0]}.tif").read_text() == "first"
+    assert (ledger.folder / f"{names[0]}.part").read_text() == "first"
     assert ledger.missing(plan) == plan.shards()[1:]
 
 
@@ -58,7 +58,7 @@ def test_a_partial_part_is_replaced_until_it_is_whole(ledger: SceneLedger, plan:
     assert [path.read_text() for _, path in ledger.parts(plan)] == ["better"]
     assert plan.shards()[1] in ledger.missing(plan)  # a shard with failed windows is not done
     put(ledger, name, "whole")
-    assert [path.name for _, path in ledger.parts(plan)] == [f"{name}.tif"]
+    assert [path.name for _, path in ledger.parts(plan)] == [f"{name}.part"]
     assert not (ledger.folder / f"{name}.partial").exists()
 
 

@@ -50,7 +50,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 def parts_of(out: Path) -> dict[str, int]:
     """The parts that are there, and when each was made."""
-    return {path.name: path.stat().st_mtime_ns for path in out.glob("scenes/*/parts/*/r*.tif")}
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("scenes/*/parts/*/r*.part")}
 
 
 def last_record(out: Path) -> dict:

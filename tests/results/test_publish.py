@@ -44,7 +44,7 @@ def test_a_scene_is_done_when_its_manifest_and_files_agree(tmp_path: Path, bundl
         assert np.array_equal(mask.read(1), np.where(ids_HW == NODATA_VALUE, NODATA, ids_HW))
     assert set(files(done)) == {"mask.tif", "confidence.tif", "quicklook.png", "item.json", "scene.parquet"}
     left = {path.name for path in done.out.rglob("*") if path.is_file()} - set(files(done))
-    assert left == {"plan.json", "manifest.json", "r00000c00000.tif"}, "and nothing temporary"
+    assert left == {"plan.json", "manifest.json", "r00000c00000.part"}, "and nothing temporary"
 
 
 @pytest.mark.parametrize("name", ["mask.tif", "confidence.tif", "quicklook.png", "item.json", "scene.parquet"])
@@ -76,7 +76,7 @@ def test_files_of_another_attempt_are_replaced(tmp_path: Path, bundle: Bundle):
 def test_without_all_parts_only_a_partial_mask_is_there(tmp_path: Path, bundle: Bundle):
     ids_HW = stripes(60, 1300)
     done = publish(tmp_path / "whole" / "out", bundle, ids_HW)
-    part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.tif"
+    part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.part"
     kept = part.read_bytes()
     for path in [*done.folder.glob("*.*"), areas_path(done.ledger), done.ledger.folder / "manifest.json", part]:
         path.unlink()
@@ -100,7 +100,7 @@ def test_without_all_parts_only_a_partial_mask_is_there(tmp_path: Path, bundle: 
 def test_a_part_that_is_missing_for_good_is_accepted_when_asked(tmp_path: Path, bundle: Bundle):
     done = publish(tmp_path / "out", bundle, stripes(60, 1300))
     (done.ledger.folder / "manifest.json").unlink()
-    (done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[0])}.tif").unlink()
+    (done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[0])}.part").unlink()
     (done.folder / "mask.tif").unlink()
     published = again(done, bundle, accept_partial=True)
     assert published.complete and len(published.failed) == 1
@@ -122,16 +122,13 @@ def test_an_input_that_changed_meanwhile_publishes_nothing(tmp_path: Path, bundl
     assert set(files(done)) == set(before) - {"mask.tif"}
 
 
-def test_a_mask_that_is_not_what_the_parts_counted_is_not_published(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+def test_a_part_that_was_damaged_since_is_named_and_nothing_is_published(tmp_path: Path, bundle: Bundle):
     done = publish(tmp_path / "out", bundle, stripes(60, 70))
     (done.folder / "mask.tif").unlink()
-    honest = publishing.write_mask
-
-    def damaged(*arguments: object, **options: object) -> np.ndarray:
-        counts = honest(*arguments, **options)
-        return np.roll(counts, 1)
-
-    monkeypatch.setattr(publishing, "write_mask", damaged)
-    with pytest.raises(RuntimeError, match="are not those of its parts"):
+    part = done.ledger.folder / "r00000c00000.part"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    with pytest.raises(Unreadable, match=r"r00000c00000\.part: is damaged .*remove it and start again"):
         again(done, bundle)
-    assert not (done.folder / "mask.tif").exists()
+    assert not (done.folder / "mask.tif").exists() and not is_done(done.ledger, ("mask",))
+    assert not list(done.folder.glob(".*")), "nothing temporary is left"

@@ -32,7 +32,7 @@ class TorchvisionSegmenter(nn.Module):
     def coarse(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         """The logits before they are upsampled to the input's size."""
         features = self.network.backbone(batch_BCHW)
-        return self.network.classifier(features["out"] if "out" in features else features)
+        return self.network.classifier(features.get("out", features))
 
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         return functional.interpolate(self.coarse(batch_BCHW), size=batch_BCHW.shape[-2:], mode="bilinear", align_corners=False)
