@@ -75,7 +75,8 @@ def _scene(work: SceneWork) -> dict[str, Any]:
         "uri": plan.scene.uri, "version": plan.scene.version, "input_id": work.ledger.attempt, "folder": f"scenes/{work.ledger.scene}",
         "plan": {
             "tile": plan.tile, "halo": plan.halo, "batch": plan.batch, "shard": plan.shard, "engine": plan.engine,
-            "precision": plan.precision, "choice": plan.choice, "threads": plan.threads, "device": plan.device, "redundancy": round(plan.redundancy, 4),
+            "precision": plan.precision, "choice": plan.choice, "threads": plan.threads,
+            "device": plan.device, "redundancy": round(plan.redundancy, 4),
             "memory_bytes": plan.memory_bytes, "software": plan.software,
         },
         "shards": len(plan.shards()), "shards_begun": len(work.missing),

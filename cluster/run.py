@@ -77,9 +77,9 @@ def run_scenes(
 def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[tuple[Scene, Region]], workers: int) -> Choice:
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
     keep = request.out / QUANTISED
-    choosing: Any = ray.remote(choose_execution)
-    options = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": ALLOCATOR}}
-    choice = choosing.options(**options).remote(bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=keep)
+    function: Any = choose_execution  # ray's own types take no arguments by name
+    options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": ALLOCATOR}}
+    choice = ray.remote(**options)(function).remote(bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=keep)
     try:
         return ray.get(choice)
     except ray.exceptions.RayTaskError as error:

@@ -166,9 +166,10 @@ def make_plan(
         working = _memory_bytes(scene, bundle, execution.precision, tile, halo, size, shard, layers)
         return working + _cache_bytes(scene, shard, tile, halo)
 
+    asked = settings.tile
+    if asked != "auto" and (asked % stride or asked <= 2 * halo):
+        raise Refused(f"--tile {asked}: must be a multiple of the network's stride {stride} px and above twice the halo of {halo} px")
     shard, tile = _best_sizes(scene, region, stride, halo, settings, memory, resources)
-    if tile % stride or tile <= 2 * halo:
-        raise Refused(f"--tile {tile}: must be a multiple of the network's stride {stride} px and above twice the halo of {halo} px")
     cache = _cache_bytes(scene, shard, tile, halo)
     if memory(tile, shard) > budget_bytes:
         raise Refused(

@@ -48,6 +48,9 @@ class Choice:
     why: str
 
 
+REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
+
+
 def choose(
     bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, keep: Path | None, threads: int = 1
 ) -> Choice:
@@ -58,7 +61,7 @@ def choose(
     """
     _check_asked(asked, device)
     if asked == "fp32":
-        return Choice(Execution(), 0.0, "fp32 by PyTorch's own engine is the reference")
+        return REFERENCE
     trial = _Trial(bundle, device, samples, keep, threads)
     plain = Execution("eager", asked if asked not in ("auto", "int8") else native_precision(device))
     worth = asked == "int8" or work_px > trial.expected_speed(plain) * (SHORT_S if trial.remembered() else TRIAL_PAYS_S)

@@ -11,8 +11,9 @@ import pytest
 from pipeline.errors import Refused
 from pipeline.imagery.region import Region
 from pipeline.inference.ledger import SceneLedger, adopt_dataset, compare_dataset, describe_dataset, scene_folder
-from pipeline.inference.plan import GIB, Plan, Settings, make_plan
+from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
 from pipeline.models.bundle import Bundle
+from pipeline.models.choice import REFERENCE
 from tests.inference.test_plan import CPU, scene_of
 
 
@@ -20,7 +21,8 @@ from tests.inference.test_plan import CPU, scene_of
 def plan(unet: Bundle) -> Plan:
     scene = scene_of(2000, 1500)
     return make_plan(
-        scene, Region(scene.grid.window), unet, Settings(shard=1024), batch="auto", device=CPU, budget_bytes=8 * GIB
+        scene, Region(scene.grid.window), unet, Settings(shard=1024), batch="auto", choice=REFERENCE,
+        resources=Resources(CPU, 8 * GIB),
     )  # fmt: skip
 
 
@@ -37,9 +39,9 @@ def put(ledger: SceneLedger, name: str, content: str, *, partial: bool = False) 
 
 def test_the_first_plan_holds(ledger: SceneLedger, plan: Plan):
     assert ledger.plan() is None
-    assert ledger.adopt_plan(lambda: plan) == plan
+    assert ledger.adopt_plan(plan) == plan
     other = replace(plan, tile=plan.tile + 8, batch=7)
-    assert ledger.adopt_plan(lambda: other) == plan  # a second driver adopts it, whatever it would have chosen
+    assert ledger.adopt_plan(other) == plan  # a second driver adopts it, whatever it would have chosen
 
 
 def test_parts_are_created_once_and_missing_is_what_storage_lacks(ledger: SceneLedger, plan: Plan):
@@ -74,7 +76,7 @@ def test_fresh_opens_the_next_attempt_and_the_highest_is_current(tmp_path: Path,
     attempts = []
     for _ in range(12):
         ledger = SceneLedger.open(tmp_path, "scene", input_id, fresh=True)
-        ledger.adopt_plan(lambda: plan)
+        ledger.adopt_plan(plan)
         attempts.append(ledger.attempt)
     assert attempts == [input_id, *(f"{input_id}-{number}" for number in range(1, 12))]
     assert SceneLedger.open(tmp_path, "scene", input_id).attempt == f"{input_id}-11"
@@ -90,7 +92,7 @@ def test_temporary_files_are_never_listed_and_are_swept(ledger: SceneLedger, pla
 
 
 def test_clean_keeps_plan_and_manifest(ledger: SceneLedger, plan: Plan):
-    ledger.adopt_plan(lambda: plan)
+    ledger.adopt_plan(plan)
     put(ledger, "r00000c00000", "part")
     ledger.commit({"run_id": "x"})
     ledger.temporary("half").write_text("half")

@@ -26,7 +26,8 @@ def plan_of_parts(region: Window, shard: int, layers: tuple[str, ...] = ("mask",
     scene = scene_of(region.rows.stop, region.cols.stop)
     return Plan(
         scene=replace(scene, grid=grid or scene.grid), region=Region(region), model_id="m", stride=1, tile=512, halo=0, batch=1,
-        shard=shard, precision="fp32", threads=1, device="cpu", layers=layers, classes=CLASSES, memory_bytes=0, cache_bytes=0, software={},
+        shard=shard, engine="eager", precision="fp32", network=None, choice="", threads=1,
+        device="cpu", layers=layers, classes=CLASSES, memory_bytes=0, cache_bytes=0, software={},
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
-from pipeline.inference.plan import GIB, Plan, Settings, make_plan, memory_allotted
+from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan, memory_allotted
 from pipeline.models.bundle import Bundle
+from pipeline.models.choice import REFERENCE
 
 CPU = "cpu x86_64 AVX512"
 
@@ -26,7 +27,8 @@ def scene_of(height: int, width: int, block: tuple[int, int] = (512, 512), dtype
 
 def plan_of(scene: Scene, bundle: Bundle, budget_bytes: int = 8 * GIB, region: Region | None = None, **settings: object) -> Plan:
     return make_plan(
-        scene, region or Region(scene.grid.window), bundle, Settings(**settings), batch="auto", device=CPU, budget_bytes=budget_bytes
+        scene, region or Region(scene.grid.window), bundle, Settings(**settings), batch="auto",
+        choice=REFERENCE, resources=Resources(CPU, budget_bytes),
     )  # fmt: skip
 
 
@@ -119,5 +121,6 @@ def test_names_of_shards_are_unique(unet: Bundle):
 
 
 def test_a_plan_is_not_made_for_a_batch_of_none(unet: Bundle):
+    region, resources = Region(Window(0, 0, 9, 9)), Resources(CPU, 4 * GIB)
     with pytest.raises(Refused, match="--batch 0"):
-        make_plan(scene_of(9, 9), Region(Window(0, 0, 9, 9)), unet, Settings(), batch=0, device=CPU, budget_bytes=GIB * 4)
+        make_plan(scene_of(9, 9), region, unet, Settings(), batch=0, choice=REFERENCE, resources=resources)

@@ -129,8 +129,8 @@ def test_nodata_of_one_band_is_nodata_and_its_neighbours_are_computed_with_the_m
 
 def test_a_scene_of_nodata_only_is_not_inferred(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scene = write_scene(tmp_path / "scene.tif", np.zeros((3, 600, 600), np.uint8), nodata=0)
-    monkeypatch.setattr("pipeline.models.engine.Engine.__call__", lambda *_: pytest.fail("the network ran"))
-    counts = segment_scene(scene, unet.path, tmp_path / "mask.tif")
+    monkeypatch.setattr("pipeline.models.engine.Engine.begin", lambda *_: pytest.fail("the network ran"))
+    counts = segment_scene(scene, unet.path, tmp_path / "mask.tif", settings=Settings(precision="fp32"))
     assert set(counts.values()) == {0}
     assert (read_mask(tmp_path / "mask.tif") == 255).all()
 
@@ -147,18 +147,18 @@ def test_masks_do_not_depend_on_workers_or_batch_in_bf16(unet: Bundle, tmp_path:
 def test_a_network_that_gives_nan_is_named_nodata(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scene = write_scene(tmp_path / "scene.tif", smooth_noise(8, (3, 500, 900)))
 
-    def poisoned(self, batch, scaling, size):
-        logits_BKHW = honest(self, batch, scaling, size)
+    def poisoned(self, *inputs):
+        logits_BKHW = honest(self, *inputs)
         logits_BKHW[0, 0, 70, 70] = torch.nan
         return logits_BKHW
 
-    from pipeline.models.engine import Engine
+    from pipeline.models.program import Program
 
-    honest = Engine.logits
+    honest = Program.forward
     segment = {"settings": Settings(precision="fp32", tile=512, halo="exact", shard=512), "workers": 1}
     segment_scene(scene, unet.path, tmp_path / "whole.tif", **segment)
-    monkeypatch.setattr(Engine, "_check", lambda *_: None)
-    monkeypatch.setattr(Engine, "logits", poisoned)
+    monkeypatch.setattr("pipeline.models.engine.check_device", lambda *_: None)
+    monkeypatch.setattr(Program, "forward", poisoned)
     with pytest.raises(Unreadable, match="not finite"):
         segment_scene(scene, unet.path, tmp_path / "mask.tif", **segment)
     assert not (tmp_path / "mask.tif").exists()
@@ -168,26 +168,25 @@ def test_a_network_that_gives_nan_is_named_nodata(unet: Bundle, tmp_path: Path, 
 
 
 def test_out_of_memory_halves_the_batch_and_names_the_tile(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from pipeline.models.engine import Engine
+    from pipeline.models.program import Program
 
-    honest, sizes = Engine.logits, []
+    honest, sizes = Program.forward, []
 
-    def limited(self, batch, scaling, size):
-        sizes.append(size)
-        if size > limit:
+    def limited(self, raw_BCHW, *others):
+        sizes.append(len(raw_BCHW))
+        if len(raw_BCHW) > limit:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return honest(self, batch, scaling, size)
+        return honest(self, raw_BCHW, *others)
 
     scene = write_scene(tmp_path / "scene.tif", smooth_noise(9, (3, 400, 900)))
     settings = Settings(precision="fp32", tile=256, halo="exact", shard=1024)
     segment_scene(scene, unet.path, tmp_path / "whole.tif", settings=settings, batch=4)
-    monkeypatch.setattr(Engine, "logits", limited)
+    monkeypatch.setattr(Program, "forward", limited)
     limit = 2
     segment_scene(scene, unet.path, tmp_path / "halved.tif", settings=settings, batch=4)
     assert {4, 2} <= set(sizes)
     np.testing.assert_array_equal(read_mask(tmp_path / "halved.tif"), read_mask(tmp_path / "whole.tif"))
-    limit = 1
-    monkeypatch.setattr(Engine, "_check", lambda *_: None)
+    monkeypatch.setattr("pipeline.models.engine.check_device", lambda *_: None)
     limit = 0
     with pytest.raises(Unreadable, match="--tile"):
         segment_scene(scene, unet.path, tmp_path / "none.tif", settings=settings, batch=4)

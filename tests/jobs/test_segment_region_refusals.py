@@ -148,11 +148,12 @@ def test_dry_run_prints_the_plan_and_does_nothing(scene: Path, unet: Bundle, tmp
 def test_too_little_disk_is_refused(scene: Path, unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from cluster.scenes import Request, check_space, open_scenes, plan_scene
     from pipeline.errors import Refused
-    from pipeline.inference.plan import GIB, Settings
+    from pipeline.inference.plan import GIB, Resources, Settings
+    from pipeline.models.choice import REFERENCE
 
     request = Request(tmp_path / "out", Settings())
     opened, _ = open_scenes([str(scene)], unet, None)
-    plan = plan_scene(opened[0], unet, request, "cpu", 4 * GIB)
+    plan = plan_scene(opened[0], unet, request, REFERENCE, Resources("cpu", 4 * GIB))
     check_space([plan], request.out)
     monkeypatch.setattr("pipeline.imagery.storage.free_bytes", lambda _: 1000)
     with pytest.raises(Refused, match=r"may take .* GiB and .* are free: choose another --output"):

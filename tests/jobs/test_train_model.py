@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from jobs import train_model
 from jobs.train_model import main
 from pipeline.models.bundle import load_bundle
-from pipeline.models.engine import Engine
+from pipeline.models.engine import Engine, Execution
 from tests.toys import PROJECT, SHARED, smooth_noise, write_scene
 
 CLASSES = [{"name": "dark", "color": "#000000", "values": [0]}, {"name": "bright", "color": "#FFFFFF", "values": [1, 2]}]
@@ -48,7 +48,7 @@ def without(words: list[str], option: str) -> list[str]:
 def test_it_trains_compares_and_writes_a_bundle(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     bundle = load_bundle(tmp_path / "bundle")
-    Engine(bundle, "cpu", "fp32")
+    Engine(bundle, "cpu", Execution())
     assert bundle.provenance["command"] == f"python jobs/train_model.py {' '.join(words)}"
     assert (bundle.arguments, bundle.licences) == ({"width": 2, "depth": 1}, {"data": "CC0-1.0"})
     printed = capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_the_demos_bundle_scores_what_it_says() -> None:
     """Run again on the block that was held out, read without the project's own code, it gives the scores that are stored."""
     image_CHW, labels_HW, (first, last) = demo_block()
     bundle = load_bundle(MODEL)
-    Engine(bundle, "cpu", "fp32")
+    Engine(bundle, "cpu", Execution())
     with torch.inference_mode():
         logits_KHW = bundle.network()(torch.from_numpy(image_CHW.astype(np.float32))[None])[0]
     ids_HW = logits_KHW.argmax(0).numpy()[: labels_HW.shape[0], first:last]

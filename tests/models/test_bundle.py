@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import Refused
 from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, load_bundle, save_bundle
-from pipeline.models.engine import Engine
+from pipeline.models.engine import Engine, Execution
 from pipeline.models.networks import build_network
 
 
@@ -42,7 +42,7 @@ def test_ties_do_not_fail_the_self_test(tmp_path: Path):
         tmp_path / "ties", build_network("identity", 1, 3), architecture="identity", arguments={}, bands=[Band("a", std=60.0)],
         classes=[ClassEntry(number, str(number), "#000000") for number in range(3)], sample_CHW=torch.full((1, 64, 64), 30.0),
     )  # fmt: skip
-    Engine(bundle, "cpu", "fp32")
+    Engine(bundle, "cpu", Execution())
 
 
 def test_a_zip_is_the_same_bundle(unet: Bundle, tmp_path: Path):

@@ -13,10 +13,10 @@ from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import SceneBand
 from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle
-from pipeline.models.engine import Engine, Scaling, choose_precision, describe_device, layer_count
+from pipeline.models.engine import Engine, Execution, Scaling, describe_device, layer_count
 from pipeline.models.footprint import activation_bytes_per_pixel
 from pipeline.models.networks import ARCHITECTURES, build_network
-from pipeline.models.precision import in_precision
+from pipeline.models.program import Program, in_precision
 from tests.toys import smooth_noise
 
 WHOLE = Window(0, 0, 64, 72)
@@ -30,7 +30,7 @@ def tiles(count: int, dtype: str = "uint8") -> list[Pixels]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_a_tile_has_one_result_whatever_it_travels_with(unet: Bundle, precision: str, size: int):
-    engine = Engine(unet, "cpu", precision)
+    engine = Engine(unet, "cpu", Execution(precision=precision))
     alone = [engine([tile], [WHOLE], UNIT, 1)[0] for tile in tiles(5)]
     together = []
     for start in range(0, 5, size):
@@ -42,7 +42,7 @@ def test_a_tile_has_one_result_whatever_it_travels_with(unet: Bundle, precision:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_raw_dtypes_give_the_same_classes(unet: Bundle, dtype: str):
-    engine = Engine(unet, "cpu", "fp32")
+    engine = Engine(unet, "cpu", Execution())
     np.testing.assert_array_equal(engine(tiles(1, dtype), [WHOLE], UNIT, 1)[0], engine(tiles(1), [WHOLE], UNIT, 1)[0])
 
 
@@ -54,7 +54,7 @@ def test_scale_and_offset_of_the_file_come_before_mean_and_std():
 
 
 def test_missing_values_hold_the_mean(unet: Bundle):
-    engine = Engine(unet, "cpu", "fp32")
+    engine = Engine(unet, "cpu", Execution())
     values_CHW = smooth_noise(1, (3, 64, 72))
     valid_CHW = np.ones(values_CHW.shape, bool)
     valid_CHW[:, 20:30, 20:40] = False
@@ -66,30 +66,16 @@ def test_missing_values_hold_the_mean(unet: Bundle):
 
 
 def test_the_core_is_cropped(unet: Bundle):
-    engine = Engine(unet, "cpu", "fp32")
+    engine = Engine(unet, "cpu", Execution())
     core = Window(8, 16, 24, 40)
     np.testing.assert_array_equal(engine(tiles(1), [core], UNIT, 1)[0], engine(tiles(1), [WHOLE], UNIT, 1)[0][:, 8:32, 16:56])
 
 
 def test_a_device_that_answers_wrongly_is_refused(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
-    honest = Engine.logits
-    monkeypatch.setattr(Engine, "logits", lambda *arguments: honest(*arguments) + torch.arange(5).reshape(1, 5, 1, 1))
+    honest = Program.forward
+    monkeypatch.setattr(Program, "forward", lambda *arguments: honest(*arguments) + torch.arange(5).reshape(1, 5, 1, 1))
     with pytest.raises(Refused, match=r"self-test failed on cpu .* in fp32"):
-        Engine(unet, "cpu", "fp32")
-
-
-def test_bf16_is_chosen_only_where_the_self_test_allows_it(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
-    from dataclasses import replace
-
-    from pipeline.models.bundle import Tolerance
-
-    monkeypatch.setattr("pipeline.models.engine._cpu_flags", lambda: {"avx512_bf16"})
-    good = replace(unet, tolerance=unet.tolerance | {"bf16": Tolerance(1.0, 0.005)})
-    poor = replace(unet, tolerance=unet.tolerance | {"bf16": Tolerance(1.0, 0.02)})
-    assert (choose_precision("auto", "cpu", good), choose_precision("auto", "cpu", poor)) == ("bf16", "fp32")
-    assert choose_precision("bf16", "cpu", poor) == "bf16"
-    monkeypatch.setattr("pipeline.models.engine._cpu_flags", set)
-    assert choose_precision("auto", "cpu", good) == "fp32"
+        Engine(unet, "cpu", Execution())
 
 
 def test_layers():

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import Refused
 from pipeline.models.bundle import load_bundle
-from pipeline.models.engine import Engine
+from pipeline.models.engine import Engine, Execution
 from pipeline.models.random_bundle import distinct_colour, save_random_bundle
 
 UNET = {"width": 4, "depth": 2}
@@ -20,7 +20,7 @@ def test_it_is_a_bundle_with_the_exact_halo_that_passes_its_own_test(tmp_path: P
     assert [band.name for band in bundle.bands] == ["band_1", "band_2", "band_3"]
     assert [(entry.id, entry.name) for entry in bundle.classes] == [(number, f"class_{number}") for number in range(7)]
     assert bundle.halo == bundle.reach.exact_halo and bundle.provenance == {"command": "this"}
-    Engine(bundle, "cpu", "fp32")
+    Engine(bundle, "cpu", Execution())
 
 
 def test_weights_follow_from_the_seed(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from pipeline.imagery.catalogue import Source, find_sources
 from pipeline.imagery.raster import open_scene
 from pipeline.imagery.region import Region
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.plan import GIB, Plan, Settings, make_plan
+from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
 from pipeline.inference.segment import Segmenter
 from pipeline.models.bundle import Bundle, ClassEntry, save_bundle
+from pipeline.models.choice import REFERENCE
 from pipeline.models.engine import describe_device
 from pipeline.models.networks import build_network
 from pipeline.results.publish import Published, publish_scene
@@ -57,8 +58,8 @@ class Done:
 def plan_of(source: Source, bundle: Bundle, region: Region | None = None, layers: tuple[str, ...] = ("mask",)) -> Plan:
     scene = open_scene(source, bundle.bands)
     return make_plan(
-        scene, region or Region(scene.grid.window), bundle, Settings(precision="fp32", layers=layers), batch=1,
-        device=describe_device("cpu"), budget_bytes=8 * GIB,
+        scene, region or Region(scene.grid.window), bundle, Settings(precision="fp32", shard=1024, layers=layers), batch=1,
+        choice=REFERENCE, resources=Resources(describe_device("cpu"), 8 * GIB),
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def publish(
     segmenter = Segmenter(bundle.path, "cpu")
     for shard in plan.shards():
         segmenter.segment(plan, shard, ledger, False)
-    ledger.adopt_plan(lambda: plan)
+    ledger.adopt_plan(plan)
     return Done(out, source, plan, ledger, publish_scene(ledger, plan, source, bundle, "run", accept_partial=False))
 
 
