@@ -4,8 +4,8 @@
 
 MONAI, torchgeo, geoai and TerraTorch run as their users run them (eager fp32, their own tile and overlap where they have one),
 each in a process of its own, in an environment that this command makes under `.bench/` (about 7 GB). Their seconds leave out
-imports and making the network; Tilewright's include loading its model, and the second ratio leaves that out. `differing` are pixels whose class is
-not that of one fp32 forward pass over the whole scene. The first run trains the network, which takes minutes.
+imports and making the network; Tilewright's include loading its model, and the second ratio leaves that out. `differing` are
+pixels whose class is not that of one fp32 forward pass over the whole scene. The first run trains the network: some minutes.
 """
 
 from __future__ import annotations
