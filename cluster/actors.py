@@ -14,14 +14,9 @@ from pipeline.imagery.catalogue import Source
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.plan import Plan
 from pipeline.inference.segment import Segmenter, ShardResult
+from pipeline.models import allocator
 from pipeline.results.publish import Published, publish_scene
 
-# glibc gives every large activation back to the kernel and faults it in again: without that a large tile is 11 to 55 %
-# faster. It reads these when a process starts. One arena, since only the main one grows without bound.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30), "MALLOC_TOP_PAD_": str(256 * 2**20),
-    "MALLOC_ARENA_MAX": "1", "THP_MEM_ALLOC_ENABLE": "1",
-}  # fmt: skip
 AT_ONCE = 2  # tasks in one actor: while a shard has the device, the next one reads and the one before is written
 
 
@@ -51,7 +46,7 @@ def start_actors(count: int, bundle: str, device: Device, *, memory_bytes: int, 
     options = {
         "num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "memory": memory_bytes,
         "max_restarts": -1, "max_task_retries": 0, "max_concurrency": AT_ONCE,
-        "runtime_env": {"env_vars": ALLOCATOR | {"GDAL_CACHEMAX": str(cache_bytes // 2**20 + 1)}},
+        "runtime_env": {"env_vars": allocator.ENVIRONMENT | {"GDAL_CACHEMAX": str(cache_bytes // 2**20 + 1)}},
     }  # fmt: skip
     start = ray.remote(Worker).options(**options)
     return [start.remote(bundle, device.kind) for _ in range(count)]

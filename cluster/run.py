@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from cluster.actors import ALLOCATOR, start_actors
+from cluster.actors import start_actors
 from cluster.dispatch import Task, dispatch
 from cluster.environment import Device
 from cluster.progress import Progress
@@ -32,6 +32,7 @@ from pipeline.imagery.region import Region
 from pipeline.inference.ledger import adopt_dataset
 from pipeline.inference.plan import QUANTISED, Resources
 from pipeline.inference.trial import choose_execution
+from pipeline.models import allocator
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice
 
@@ -78,7 +79,7 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
     keep = request.out / QUANTISED
     function: Any = choose_execution  # ray's own types take no arguments by name
-    options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": ALLOCATOR}}
+    options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
     choice = ray.remote(**options)(function).remote(bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=keep)
     try:
         return ray.get(choice)

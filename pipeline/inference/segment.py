@@ -38,6 +38,7 @@ from pipeline.inference.part import FailedWindow, PartWriter, Tally, check_part
 from pipeline.inference.plan import Auto, Plan, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.stages import Span, Stages
 from pipeline.inference.trial import choose_execution
+from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import NODATA, Bundle, load_bundle
 from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, layer_count
 
@@ -251,10 +252,13 @@ def segment_scene(
 ) -> dict[str, int]:  # fmt: skip
     """Segment one scene to the COG `output` in this process, without Ray, and return the pixel count of each class.
 
+    The process keeps the memory that it frees, from then on (`pipeline/models/allocator.py`).
+
     `scene` is a raster or a STAC item, `model` a bundle. On a CPU `workers` threads (by default one a core) run a stream
     of shards each. Raises Refused for input that does not fit, and Unreadable where windows failed: then `output` is not
     written, and what could be segmented lies beside it as `<stem>.partial.tif`.
     """
+    keep_freed_memory()
     target, bundle = storage.local_path(output), load_bundle(model)
     sources = find_sources([str(scene)])
     if len(sources) != 1:

@@ -1,0 +1,32 @@
+"""Keep glibc from giving every large activation back to the kernel, which then faults it in again, page by page.
+
+Seen on a CPU without AMX in bf16, tiles of 1024 px: a U-Net of 64 channels 14 % faster, one of 16 channels 58 %.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# All in one arena: only the main one grows as far as it is asked to, others map and unmap what is larger than 64 MiB.
+KEEP_UP_TO, TOP_PAD, ARENAS = 2**31 - 1, 256 * 2**20, 1
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(KEEP_UP_TO), "MALLOC_TRIM_THRESHOLD_": str(KEEP_UP_TO), "MALLOC_TOP_PAD_": str(TOP_PAD),
+    "MALLOC_ARENA_MAX": str(ARENAS), "THP_MEM_ALLOC_ENABLE": "1",
+}  # fmt: skip
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Set the allocator of this process as ENVIRONMENT does for one that is started: for its main and for new threads.
+
+    Without glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for option, value in (
+        (M_MMAP_THRESHOLD, KEEP_UP_TO), (M_TRIM_THRESHOLD, KEEP_UP_TO), (M_TOP_PAD, TOP_PAD), (M_ARENA_MAX, ARENAS),
+    ):  # fmt: skip
+        mallopt(option, value)
