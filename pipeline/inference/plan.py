@@ -32,7 +32,8 @@ PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publis
 SCRATCH = 1.3  # what a forward pass holds on a CPU against the tensors it counts: 1.14 to 1.27 seen at 1024 px
 LARGE_TILE_COST = 0.01  # an octave above 512 px: with the allocator's settings of an actor none was seen up to 2048 px
 SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
-DISK_BYTES_PER_PIXEL = 0.6  # of a layer: parts, COG and its temporary overviews; masks take a tenth of it
+MASK_DISK_BYTES = 0.6  # a pixel, parts and COG with their overviews: 0.22 seen on jobs/demo, 0.75 for patches of 2 px
+LAYER_DISK_BYTES = 1.6  # likewise of each other layer: 1.52 seen on jobs/demo
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """An upper estimate of what parts and results take while the scene is made."""
-        pixels = self.region.window.pixels * layer_count(self.layers, self.classes)
-        return int(pixels * DISK_BYTES_PER_PIXEL) + MIB
+        others = layer_count(self.layers, self.classes) - 1
+        return int(self.region.window.pixels * (MASK_DISK_BYTES + others * LAYER_DISK_BYTES)) + MIB
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
