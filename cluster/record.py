@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 from cluster.scenes import SceneWork
 from pipeline.imagery import storage
 from pipeline.inference.plan import software
+from pipeline.inference.segment import ShardResult
+from pipeline.inference.stages import events
 from pipeline.models.bundle import Bundle
 
 SCHEMA_VERSION = 1
@@ -27,7 +30,7 @@ class RunRecord:
         now = datetime.now(UTC)
         self.run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self._path = out / "runs" / f"{self.run_id}.json"
-        self._began = time.monotonic()
+        self._began, self._at = time.monotonic(), time.time()
         self._works: list[SceneWork] = []
         self._refusals = refusals
         self._started = False
@@ -52,6 +55,16 @@ class RunRecord:
         self._content["workers"] = actors
         storage.create_json(self._path, self._content | {"scenes": [_scene(work) for work in works]})
 
+    def trace(self, result: ShardResult) -> None:
+        """Add where the time of a shard went to OUT/runs/<run_id>.trace.json, which chrome://tracing and ui.perfetto.dev open.
+
+        It is a log, written as shards end, so that the driver holds no more for a larger scene.
+        """
+        with open(self._path.with_suffix(".trace.json"), "a", encoding="utf-8") as file:
+            file.writelines(
+                ("[\n" if file.tell() == 0 else "") + f"{json.dumps(event)},\n" for event in events(result.worker, result.spans)
+            )
+
     def end(self, exit_code: int) -> None:
         """Replace the record by what came of the run, or write it where there was nothing to begin."""
         self._write(outcome=OUTCOMES[exit_code], exit_code=exit_code)
@@ -59,9 +72,12 @@ class RunRecord:
     def _write(self, **ending: Any) -> None:
         seconds = time.monotonic() - self._began
         pixels = sum(shard.pixels for work in self._works for shard in work.missing)
+        began, ended = ([at for work in self._works if (at := getattr(work, name))] for name in ("began", "ended"))
         content = self._content | ending | {
             "finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "seconds": round(seconds, 3),
+            "seconds_to_first_shard": round(min(began) - self._at, 3) if began else None,
+            "seconds_of_shards": round(max(ended) - min(began), 3) if began and ended else None,
             "mpix_per_s": round(pixels / seconds / 1e6, 4),
             "refused_scenes": dict(self._refusals),
             "scenes": [_scene(work) for work in self._works],

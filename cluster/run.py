@@ -3,8 +3,11 @@ as soon as its last shard is done."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -13,6 +16,7 @@ from cluster.actors import start_actors
 from cluster.dispatch import Task, dispatch
 from cluster.environment import Device
 from cluster.progress import Progress
+from cluster.record import RunRecord
 from cluster.scenes import (
     OpenedScene,
     Request,
@@ -35,12 +39,13 @@ from pipeline.inference.trial import choose_execution
 from pipeline.models import allocator
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice
+from pipeline.models.engine import choose_device, describe_device
 
 SHARD_DEADLINE_S = 3600.0
 
 
 def run_scenes(
-    todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], run_id: str,
+    todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], record: RunRecord,
     started: Callable[[list[SceneWork], int], None],
 ) -> list[SceneWork]:  # fmt: skip
     """Segment and publish scenes, with an embedded Ray or on the cluster that RAY_ADDRESS names.
@@ -71,16 +76,19 @@ def run_scenes(
             count, bundle.path, device,
             memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
         )  # fmt: skip
-        segment_scenes(works, actors, run_id, accept_partial=request.accept_partial)
+        segment_scenes(works, actors, record, accept_partial=request.accept_partial)
     return works
 
 
 def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[tuple[Scene, Region]], workers: int) -> Choice:
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
-    keep = request.out / QUANTISED
     function: Any = choose_execution  # ray's own types take no arguments by name
+    asked = partial(function, bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=request.out / QUANTISED)
+    if device.description == describe_device(choose_device()) and (found := asked(measure=False)):
+        return found  # without the start of another process
+    print("measuring engines, once for this model and machine ...", file=sys.stderr)
     options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
-    choice = ray.remote(**options)(function).remote(bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=keep)
+    choice = ray.remote(**options)(_call).remote(asked)
     try:
         return ray.get(choice)
     except ray.exceptions.RayTaskError as error:
@@ -89,7 +97,11 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
         raise
 
 
-def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: str, *, accept_partial: bool) -> None:
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: RunRecord, *, accept_partial: bool) -> None:
     """Do what is missing of each scene and publish it; what came of it is written into `works`, in place."""
     plans = [ray.put(work.plan) for work in works]
     left = [len(work.missing) for work in works]
@@ -97,7 +109,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: st
 
     def publication(number: int) -> Task:
         work = works[number]
-        return Task("publish", (plans[number], work.source, work.ledger, run_id, accept_partial), (number, None))
+        return Task("publish", (plans[number], work.source, work.ledger, record.run_id, accept_partial), (number, None))
 
     for number, work in enumerate(works):
         for shard in sorted(work.missing, key=lambda shard: -shard.pixels):  # small ones last: workers end together
@@ -109,13 +121,14 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], run_id: st
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:
-            work.published, work.failure = outcome.result, outcome.failure
+            work.published, work.failure, work.ended = outcome.result, outcome.failure, time.time()
             continue
         work.attempts[work.plan.shard_name(shard)] = outcome.task.attempts
         if outcome.failure:
             work.quarantined[shard] = outcome.failure
         else:
             work.add(outcome.result)
+            record.trace(outcome.result)
         progress.add(shard.pixels)
         left[number] -= 1
         if left[number] == 0:

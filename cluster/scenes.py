@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,8 @@ class SceneWork:
     quarantined: dict[Window, str] = field(default_factory=dict)
     seconds: float = 0.0  # of actors, for its shards
     stages: dict[str, float] = field(default_factory=dict)  # of which, by stage
+    began: float | None = None  # when its first shard did, in seconds since 1970
+    ended: float | None = None  # when it was published
     batch: int = 0  # the largest that ran
     published: Published | None = None
     failure: str | None = None
@@ -69,6 +72,7 @@ class SceneWork:
         """Count what a finished shard took."""
         self.seconds += result.seconds
         self.batch = max(self.batch, result.batch)
+        self.began = min(self.began or math.inf, *(span.began for span in result.spans))
         for stage, seconds in totals(result.spans).items():
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 

@@ -91,7 +91,7 @@ def segment_region(options: argparse.Namespace) -> int:
             secure_embedded_ray()
             from cluster.run import run_scenes  # Ray reads its settings when it is imported
 
-            works = run_scenes(todo, bundle, request, description, record.run_id, started)
+            works = run_scenes(todo, bundle, request, description, record, started)
         code = FAILED_ON_DATA if refusals or any(work.failed for work in works) else DONE
         record.end(code)
     if options.clean:
@@ -204,6 +204,7 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
     kept = request.out / QUANTISED
     new = [(opened.scene, opened.region) for opened in scenes]
     choice = choose_execution(bundle, kind, request.settings.precision, new, workers=workers, keep=kept if kept.exists() else None)
+    assert choice is not None
     seconds: dict[tuple[int, str, str], float] = {}
     for opened in scenes:
         plan = planned_before(opened, request) or plan_scene(opened, bundle, request, choice, resources)

@@ -29,7 +29,10 @@ LARGEST_CORE = 2048  # px, for `auto`: beyond it memory grows and overlap hardly
 SHARD_S = 0.03  # that a shard costs an actor beside its pixels
 RATES = {"cpu": 0.5e6, "cuda": 300e6}  # pixels a second of one worker, to weigh that against
 PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publishing: 865 to 971 MiB seen with next to no network
-SCRATCH = 1.3  # what a forward pass holds on a CPU against the tensors it counts: 1.14 to 1.27 seen at 1024 px
+# What a forward pass holds on a CPU, with an allocator that keeps what is freed, against the tensors that are counted: up
+# to 1.9 seen in bf16 by eager and OpenVINO, 2.5 in fp32, 2.8 compiled; and weights while engines are made and tested.
+SCRATCH, SCRATCH_FP32, SCRATCH_COMPILED = 2.0, 2.6, 2.9
+COPIES = 5
 LARGE_TILE_COST = 0.01  # an octave above 512 px: with the allocator's settings of an actor none was seen up to 2048 px
 SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
 MASK_DISK_BYTES = 0.6  # a pixel, parts and COG with their overviews: 0.22 seen on jobs/demo, 0.75 for patches of 2 px
@@ -164,7 +167,7 @@ def make_plan(
     layers = layer_count(settings.layers, len(bundle.classes))
 
     def memory(tile: int, shard: int) -> int:
-        working = _memory_bytes(scene, bundle, execution.precision, tile, halo, size, shard, layers)
+        working = _memory_bytes(scene, bundle, execution, tile, halo, size, shard, layers)
         return working + _cache_bytes(scene, shard, tile, halo)
 
     asked = settings.tile
@@ -308,14 +311,16 @@ def _file_itemsize(scene: Scene) -> int:
     return max(np.dtype(band.dtype).itemsize for band in scene.bands)
 
 
-def _memory_bytes(scene: Scene, bundle: Bundle, precision: str, tile: int, halo: int, batch: int, shard: int, layers: int) -> int:
-    """The peak of one actor, without GDAL's cache."""
+def _memory_bytes(scene: Scene, bundle: Bundle, execution: Execution, tile: int, halo: int, batch: int, shard: int, layers: int) -> int:
+    """The peak of one actor, which has two shards under way, without GDAL's cache."""
     height, width = (min(tile, ceil_to(length, bundle.reach.stride)) for length in (scene.grid.height, scene.grid.width))
     tile_px = height * width
     bands, classes = len(bundle.bands), len(bundle.classes)
-    activations = bundle.activation_bytes_per_pixel * SCRATCH * (1.0 if precision == "fp32" else 0.5)
-    ahead = (2 * batch + 1) * tile_px * bands * (scene.dtype.itemsize + 1)
+    in_fp32 = execution.precision == "fp32"
+    scratch = SCRATCH_COMPILED if execution.engine == "compiled" else SCRATCH_FP32 if in_fp32 else SCRATCH
+    activations = bundle.activation_bytes_per_pixel * scratch * (1.0 if in_fp32 else 0.5)
+    ahead = 2 * (2 * batch + 1) * tile_px * bands * (scene.dtype.itemsize + 1)
     inputs = batch * tile_px * bands * (4 + scene.dtype.itemsize)
     outputs = tile_px * (9 + (4 + 4 + 1) * classes * (layers > 1))  # int64 and uint8 ids; fp32 logits, softmax, percent
-    strips = 3 * min(shard, scene.grid.width) * (tile - 2 * halo + BLOCK) * layers
-    return int(PROCESS_BYTES + 2 * bundle.weight_bytes + batch * tile_px * activations + ahead + inputs + outputs + strips)
+    strips = 6 * min(shard, scene.grid.width) * (tile - 2 * halo + BLOCK) * layers
+    return int(PROCESS_BYTES + COPIES * bundle.weight_bytes + batch * tile_px * activations + ahead + inputs + outputs + strips)

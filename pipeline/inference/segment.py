@@ -271,11 +271,12 @@ def segment_scene(
     region = Region(opened.grid.window)
     quantised = storage.cache_folder() / "int8" / f"{bundle.model_id[:24]}-{opened.input_id}.zip"
     choice = choose_execution(bundle, kind, settings.precision, [(opened, region)], workers=streams, keep=quantised)
+    assert choice is not None
     resources = Resources(describe_device(kind), memory_allotted() // streams, streams)
     plan = make_plan(opened, region, bundle, settings, batch=batch, choice=choice, resources=resources)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
-        results = _segment_all(plan, bundle, kind, Path(folder), streams)
+        results = segment_shards(plan, bundle, kind, Path(folder), streams)
         parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.part")) for shard in plan.shards()]
         failed = [window for result in results for window in result.failed]
         mask = target.with_name(f"{target.stem}.partial.tif") if failed else target
@@ -287,24 +288,8 @@ def segment_scene(
     return {entry.name: int(count) for entry, count in zip(bundle.classes, totals, strict=True)}
 
 
-def seconds_a_tile(plan: Plan, bundle: Bundle, out: str | Path) -> float:
-    """How long one tile of a plan takes on this machine: the second of two, on zeros. `out` is where the data set lies."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    try:
-        engine = Engine(bundle, plan.device.split()[0], plan.execution(out), plan.layers)
-        height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
-        blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
-        for _ in range(2):
-            began = time.monotonic()
-            engine([blank], [Window(0, 0, height, width)], plan.scaling(bundle), 1)
-        return time.monotonic() - began
-    finally:
-        torch.set_num_threads(before)
-
-
-def _segment_all(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:
-    """All shards of a plan, by `streams` segmenters with two threads each, as actors have."""
+def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:
+    """All shards of a plan, by `streams` segmenters with two threads each, as actors have; parts are put into `folder`."""
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     segmenters = [Segmenter(bundle.path, device) for _ in range(streams)]
@@ -319,5 +304,21 @@ def _segment_all(plan: Plan, bundle: Bundle, device: str, folder: Path, streams:
     try:
         with ThreadPoolExecutor(2 * streams) as pool:
             return list(pool.map(segment, sorted(plan.shards(), key=lambda shard: -shard.pixels)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds_a_tile(plan: Plan, bundle: Bundle, out: str | Path) -> float:
+    """How long one tile of a plan takes on this machine: the second of two, on zeros. `out` is where the data set lies."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        engine = Engine(bundle, plan.device.split()[0], plan.execution(out), plan.layers)
+        height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
+        blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
+        for _ in range(2):
+            began = time.monotonic()
+            engine([blank], [Window(0, 0, height, width)], plan.scaling(bundle), 1)
+        return time.monotonic() - began
     finally:
         torch.set_num_threads(before)

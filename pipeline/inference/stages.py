@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -46,12 +46,10 @@ def totals(spans: Iterable[Span]) -> dict[str, float]:
     return {stage: round(seconds, 4) for stage, seconds in sums.items()}
 
 
-def trace(workers: Mapping[str, Iterable[Span]]) -> dict[str, Any]:
-    """The spans of each worker as a Chrome trace, which chrome://tracing and ui.perfetto.dev open."""
-    events: list[dict[str, Any]] = []
-    for number, (name, spans) in enumerate(workers.items()):
-        events.append({"ph": "M", "pid": number, "name": "process_name", "args": {"name": name}})
-        for span in spans:
-            times = {"ts": round(span.began * 1e6), "dur": round(span.seconds * 1e6)}
-            events.append({"ph": "X", "pid": number, "tid": span.thread % 2**31, "name": span.stage, **times})
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+def events(worker: str, spans: Iterable[Span]) -> Iterator[dict[str, Any]]:
+    """The spans of a worker, which is `host pid ...`, as events of a Chrome trace; times in microseconds."""
+    pid = int(worker.split()[1])
+    yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": worker}}
+    for span in spans:
+        times = {"ts": round(span.began * 1e6), "dur": round(span.seconds * 1e6)}
+        yield {"ph": "X", "pid": pid, "tid": span.thread % 2**31, "name": span.stage, **times}

@@ -21,12 +21,14 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
 
 def choose_execution(
-    bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, keep: Path | None
-) -> Choice:
-    """The engine and precision for new scenes of a run with that many workers; an int8 network is kept at `keep`."""
+    bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, keep: Path | None,
+    measure: bool = True,
+) -> Choice | None:  # fmt: skip
+    """The engine and precision for new scenes of a run with that many workers, by `choose`."""
     pixels = sum(region.window.pixels for _, region in scenes)
     samples = [] if asked == "fp32" else list(_samples(bundle, scenes, pixels))
-    return choose(bundle, device, asked, samples, work_px=pixels / workers, keep=keep, threads=len(os.sched_getaffinity(0)))
+    threads = len(os.sched_getaffinity(0))
+    return choose(bundle, device, asked, samples, work_px=pixels / workers, keep=keep, threads=threads, measure=measure)
 
 
 def _samples(bundle: Bundle, scenes: Sequence[tuple[Scene, Region]], pixels: int) -> Iterator[Sample]:

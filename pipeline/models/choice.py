@@ -52,12 +52,15 @@ REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
 
 
 def choose(
-    bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, keep: Path | None, threads: int = 1
-) -> Choice:
+    bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, keep: Path | None, threads: int = 1,
+    measure: bool = True,
+) -> Choice | None:  # fmt: skip
     """Choose for `work_px` pixels a stream, by what `samples` show; every second one of them calibrates int8.
 
-    `keep` is where an int8 network is found, or put when it is made; None: none is made. Speeds are measured once for a
-    bundle, a device and versions, and remembered in the user's cache. Raises Refused where what was asked for cannot be.
+    With little work PyTorch's own engine does it, in the device's own precision if that is near enough to fp32. Where
+    building and measuring others pays, without `measure` nothing is chosen: None. `keep` is where an int8 network is
+    found, or put when it is made; None: none is made. Speeds are measured once for a bundle, a device and versions, and
+    remembered in the user's cache. Raises Refused where what was asked for cannot be.
     """
     _check_asked(asked, device)
     if asked == "fp32":
@@ -65,6 +68,8 @@ def choose(
     trial = _Trial(bundle, device, samples, keep, threads)
     plain = Execution("eager", asked if asked not in ("auto", "int8") else native_precision(device))
     worth = asked == "int8" or work_px > trial.expected_speed(plain) * (SHORT_S if trial.remembered() else TRIAL_PAYS_S)
+    if worth and not measure:
+        return None
     candidates = [plain] if not worth else _candidates(asked, device, keep)
     lacks = sorted({lack for engine in ("compiled", "openvino") if worth and (lack := missing(engine, device)) and device == "cpu"})
     shares = {precision: trial.differing(precision) for precision in {candidate.precision for candidate in candidates}}
