@@ -84,11 +84,11 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
     function: Any = choose_execution  # ray's own types take no arguments by name
     asked = partial(function, bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=request.out / QUANTISED)
-    if device.description == describe_device(choose_device()) and (found := asked(measure=False)):
+    if device.description == describe_device(choose_device()) and (found := asked(trial="never")):
         return found  # without the start of another process
     print("measuring engines, once for this model and machine ...", file=sys.stderr)
     options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
-    choice = ray.remote(**options)(_call).remote(asked)
+    choice = ray.remote(**options)(_call).remote(partial(asked, trial="always"))
     try:
         return ray.get(choice)
     except ray.exceptions.RayTaskError as error:

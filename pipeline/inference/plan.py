@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ QUANTISED = "int8.openvino.zip"  # in OUT: the int8 network that its scenes shar
 MIB, GIB = 2**20, 2**30
 AUTO_SHARDS = (1024, 2048, 4096, 8192)  # px
 LARGEST_CORE = 2048  # px, for `auto`: beyond it memory grows and overlap hardly falls
+MANY_SHARDS = 64  # a worker: half a shard each is near enough then
 SHARD_S = 0.03  # that a shard costs an actor beside its pixels
 RATES = {"cpu": 0.5e6, "cuda": 300e6}  # pixels a second of one worker, to weigh that against
 PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publishing: 865 to 971 MiB seen with next to no network
@@ -275,13 +277,23 @@ def _best_sizes(
         octaves = math.log2(tile / 512)
         slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
         shard_px = min(shard, region.window.height) * min(shard, region.window.width)
-        idle = resources.workers * shard_px / (2 * pixels)
+        idle = idle_share(shards(region.window, shard), resources.workers) * region.window.pixels / pixels
         calls = SHARD_S * RATES[resources.kind] / shard_px
         return redundancy(region.window, scene.grid, stride, shard, tile, halo) * slower * (1 + idle) + calls
 
     found = [(shard, tile) for shard in asked_shards for tile in _tiles(scene, stride, halo, shard, settings.tile)]
     fitting = [sizes for sizes in found if memory(sizes[1], sizes[0]) <= resources.budget_bytes]
     return min(fitting, key=work) if fitting else min(found)
+
+
+def idle_share(cut: Sequence[Window], workers: int) -> float:
+    """The time that workers wait for the last one, against what they work, where the largest shards are done first."""
+    if len(cut) > MANY_SHARDS * workers:
+        return workers / (2 * len(cut))
+    loads = [0] * workers
+    for pixels in sorted((shard.pixels for shard in cut), reverse=True):
+        heapq.heapreplace(loads, loads[0] + pixels)
+    return max(loads) * workers / sum(loads) - 1
 
 
 def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) -> list[int]:

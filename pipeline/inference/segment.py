@@ -68,7 +68,7 @@ class ShardResult:
 
 
 def segment_shard(
-    shard: Window, plan: Plan, reader: SceneReader, engine: Callable[[], Engine], scaling: Scaling, part: Path, turn: Lock
+    shard: Window, plan: Plan, reader: SceneReader, engine: Engine, scaling: Scaling, part: Path, turn: Lock
 ) -> ShardResult:  # fmt: skip
     """Segment a shard and write its part to the path `part`.
 
@@ -83,7 +83,6 @@ def segment_shard(
         with stages("turn"):
             turn.acquire()
         try:
-            running = engine()
             flying: deque[Callable[[], None]] = deque()  # one batch is on the device while the one before is stitched
             for row in rows:
                 for start in range(0, len(row), plan.batch):
@@ -91,14 +90,14 @@ def segment_shard(
                     with stages("wait"):
                         inputs = [next(ahead) for _ in group]
                     with stages("device"):
-                        finish = _begin(group, inputs, plan, running, scaling, strips, failed)
+                        finish = _begin(group, inputs, plan, engine, scaling, strips, failed)
                     flying.append(partial(_end, finish, stages))
                     if len(flying) > 1:
                         flying.popleft()()
                 flying.append(partial(_hand_over, row[0].core.rows.stop, strips, writer, stages))
             while flying:
                 flying.popleft()()
-            batch = running.batch
+            batch = engine.batch
         finally:
             turn.release()
         tally = writer.finish(failed)
@@ -216,15 +215,15 @@ class Segmenter:
         if plan.model_id != self.bundle.model_id:
             raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
         torch.set_num_threads(plan.threads)
-        key = (plan.execution(out), plan.layers)
-
-        def engine() -> Engine:
-            if key not in self._engines:
-                self._engines[key] = Engine(self.bundle, self.device, *key)
-            return self._engines[key]
-
+        engine = self._engine(plan.execution(out), plan.layers)
         with self._reader(plan.scene) as reader:
             return segment_shard(shard, plan, reader, engine, plan.scaling(self.bundle), part, self._turn)
+
+    def _engine(self, execution: Execution, layers: tuple[str, ...]) -> Engine:
+        with self._lock:
+            if (execution, layers) not in self._engines:
+                self._engines[execution, layers] = Engine(self.bundle, self.device, execution, layers)
+            return self._engines[execution, layers]
 
     @contextmanager
     def _reader(self, scene: Scene) -> Iterator[SceneReader]:

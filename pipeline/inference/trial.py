@@ -12,7 +12,7 @@ from pipeline.imagery.raster import Scene
 from pipeline.imagery.reader import SceneReader
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import Choice, Sample, choose
+from pipeline.models.choice import Choice, Sample, Trial, choose
 from pipeline.models.engine import Scaling
 
 SIDE = 256  # px of a window
@@ -22,13 +22,13 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
 def choose_execution(
     bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, keep: Path | None,
-    measure: bool = True,
+    trial: Trial = "if it pays",
 ) -> Choice | None:  # fmt: skip
     """The engine and precision for new scenes of a run with that many workers, by `choose`."""
     pixels = sum(region.window.pixels for _, region in scenes)
     samples = [] if asked == "fp32" else list(_samples(bundle, scenes, pixels))
     threads = len(os.sched_getaffinity(0))
-    return choose(bundle, device, asked, samples, work_px=pixels / workers, keep=keep, threads=threads, measure=measure)
+    return choose(bundle, device, asked, samples, work_px=pixels / workers, keep=keep, threads=threads, trial=trial)
 
 
 def _samples(bundle: Bundle, scenes: Sequence[tuple[Scene, Region]], pixels: int) -> Iterator[Sample]:

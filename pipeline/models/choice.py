@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ TRIAL_PX = 512  # a CPU's rate at this size holds for larger tiles, with the set
 TRIAL_PAYS_S = 60.0  # of work by PyTorch's own engine; less is done before a trial would end
 SHORT_S = 20.0  # of work, with speeds remembered; less is done before an engine is built
 GAIN = 1.03  # an engine that has to be built must be faster by this
+
+
+Trial = Literal["if it pays", "never", "always"]
 
 
 class Sample(NamedTuple):
@@ -53,26 +56,28 @@ REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
 
 def choose(
     bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, keep: Path | None, threads: int = 1,
-    measure: bool = True,
+    trial: Trial = "if it pays",
 ) -> Choice | None:  # fmt: skip
     """Choose for `work_px` pixels a stream, by what `samples` show; every second one of them calibrates int8.
 
     With little work PyTorch's own engine does it, in the device's own precision if that is near enough to fp32. Where
-    building and measuring others pays, without `measure` nothing is chosen: None. `keep` is where an int8 network is
+    building and measuring others pays, with `trial` "never" nothing is chosen: None. `keep` is where an int8 network is
     found, or put when it is made; None: none is made. Speeds are measured once for a bundle, a device and versions, and
     remembered in the user's cache. Raises Refused where what was asked for cannot be.
     """
     _check_asked(asked, device)
     if asked == "fp32":
         return REFERENCE
-    trial = _Trial(bundle, device, samples, keep, threads)
+    tried = _Trial(bundle, device, samples, keep, threads)
     plain = Execution("eager", asked if asked not in ("auto", "int8") else native_precision(device))
-    worth = asked == "int8" or work_px > trial.expected_speed(plain) * (SHORT_S if trial.remembered() else TRIAL_PAYS_S)
-    if worth and not measure:
+    worth = (
+        trial == "always" or asked == "int8" or work_px > tried.expected_speed(plain) * (SHORT_S if tried.remembered() else TRIAL_PAYS_S)
+    )
+    if worth and trial == "never":
         return None
     candidates = [plain] if not worth else _candidates(asked, device, keep)
     lacks = sorted({lack for engine in ("compiled", "openvino") if worth and (lack := missing(engine, device)) and device == "cpu"})
-    shares = {precision: trial.differing(precision) for precision in {candidate.precision for candidate in candidates}}
+    shares = {precision: tried.differing(precision) for precision in {candidate.precision for candidate in candidates}}
     fitting = [one for one in candidates if asked not in ("auto", "int8") or shares[one.precision] <= DIFFERING]
     if asked == "int8" and not fitting:
         raise Refused(
@@ -81,7 +86,7 @@ def choose(
         )
     if asked == "auto" and plain not in fitting:
         fitting.append(Execution())  # fp32 always fits
-    rates = {one: trial.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
+    rates = {one: tried.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
     best = max(fitting, key=lambda one: rates[one] * (GAIN if one.engine == "eager" else 1.0))
     return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, worth), *lacks]))
 

@@ -65,19 +65,18 @@ class Job(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--architecture", default="fcn_resnet50")
+    parser.add_argument("--architecture", default="fcn_resnet50", help="or demo: the demo's own U-Net")
     parser.add_argument("--side", type=int, default=10240, help="px a side of the scene")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--halo", default="auto")
     options = parser.parse_args()
-    bundle, scene = trained_bundle(options.architecture), demo_scene(options.side)
+    demo = options.architecture == "demo"
+    bundle, scene = PROJECT / "jobs" / "demo" / "model" if demo else trained_bundle(options.architecture), demo_scene(options.side)
     print(f"{describe_machine()}\n{options.architecture}, {options.side} x {options.side} px", flush=True)
     run = on_ray if importlib.util.find_spec("ray") else in_process
     with tempfile.TemporaryDirectory() as name:
         settings = ["--precision", options.precision, "--halo", options.halo]
-        warm = run(bundle, demo_scene(1024), Path(name, "warm"), settings)  # the page cache; and what the choice costs is not here
-        execution = Execution("eager", warm.plan["precision"])
-        job_execution, before = None, None
+        run(bundle, demo_scene(1024), Path(name, "warm"), settings)
         job = run(bundle, scene, Path(name, "out"), settings)
         network = Path(name, "out", "int8.openvino.zip")
         execution = Execution(job.plan["engine"], job.plan["precision"], str(network) if job.plan["precision"] == "int8" else None)
@@ -89,7 +88,9 @@ def report(job: Job, bare: Mapping[int, float]) -> None:
     """Print the table."""
     tile, best = max(bare.items(), key=lambda item: item[1])
     rate, redundancy = job.pixels / job.work_s, job.plan["redundancy"]
-    print(f"plan: {job.plan['precision']} by {job.plan['engine']}, tile {job.plan['tile']}, halo {job.plan['halo']}, shard {job.plan['shard']}")
+    print(
+        f"plan: {job.plan['precision']} by {job.plan['engine']}, tile {job.plan['tile']}, halo {job.plan['halo']}, shard {job.plan['shard']}"
+    )
     print(f"  {job.plan['choice']}")
     print("bare network, MPix/s of all workers: " + ", ".join(f"{rate / 1e6:.3f} at {side} px" for side, rate in bare.items()))
     print(f"job: {rate / 1e6:.3f} useful MPix/s, {job.work_s:.1f} s with {job.workers} workers, after {job.start_s:.1f} s of start")
@@ -153,9 +154,7 @@ def bare_rates(bundle: Path, execution: Execution, workers: int) -> dict[int, fl
     os.environ |= allocator.ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
     try:
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            return {
-                tile: sum(pool.map(_bare_rate, *zip(*[(bundle, execution, tile)] * workers, strict=True))) for tile in TILES
-            }
+            return {tile: sum(pool.map(_bare_rate, *zip(*[(bundle, execution, tile)] * workers, strict=True))) for tile in TILES}
     finally:
         os.environ.clear()
         os.environ.update(before)
