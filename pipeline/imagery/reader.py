@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from pipeline.imagery.raster import Grid, Scene, SceneBand, open_dataset
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
 WARP_TOLERANCE_PX = 1e-9
+PREVIEW_BLOCK_ROWS = 2  # at once
 
 
 class Pixels(NamedTuple):
@@ -81,10 +83,22 @@ class SceneReader:
         return Pixels(values_CHW, valid_CHW)
 
     def preview(self, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any."""
-        with self._lock:
-            values_CHW, valid_CHW = self._read_inside(window, shape)
-        return values_CHW, np.ones(values_CHW.shape, bool) if valid_CHW is None else valid_CHW
+        """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any.
+
+        Some block rows at a time: GDAL reads band after band, and would decode every block again for each.
+        """
+        height, width = shape
+        count = min(height, max(1, window.height // (PREVIEW_BLOCK_ROWS * self.scene.block[0])))
+        steps = [round(number * height / count) for number in range(count + 1)]
+        strips = []
+        for first, stop in pairwise(steps):
+            top, bottom = (step * window.height // height for step in (first, stop))
+            part = Window(window.row + top, window.col, max(1, bottom - top), window.width)
+            with self._lock:
+                values_CHW, valid_CHW = self._read_inside(part, (stop - first, width))
+            strips.append((values_CHW, np.ones(values_CHW.shape, bool) if valid_CHW is None else valid_CHW))
+        values, valid = zip(*strips, strict=True)
+        return np.concatenate(values, axis=1), np.concatenate(valid, axis=1)
 
     def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)

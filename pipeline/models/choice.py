@@ -70,9 +70,8 @@ def choose(
         return REFERENCE
     tried = _Trial(bundle, device, samples, keep, threads)
     plain = Execution("eager", asked if asked not in ("auto", "int8") else native_precision(device))
-    worth = (
-        trial == "always" or asked == "int8" or work_px > tried.expected_speed(plain) * (SHORT_S if tried.remembered() else TRIAL_PAYS_S)
-    )
+    pays_s = SHORT_S if tried.remembered() else TRIAL_PAYS_S
+    worth = trial == "always" or asked == "int8" or work_px > tried.expected_speed(plain) * pays_s
     if worth and trial == "never":
         return None
     candidates = [plain] if not worth else _candidates(asked, device, keep)

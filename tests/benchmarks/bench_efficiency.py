@@ -87,16 +87,13 @@ def main() -> None:
 def report(job: Job, bare: Mapping[int, float]) -> None:
     """Print the table."""
     tile, best = max(bare.items(), key=lambda item: item[1])
-    rate, redundancy = job.pixels / job.work_s, job.plan["redundancy"]
-    print(
-        f"plan: {job.plan['precision']} by {job.plan['engine']}, tile {job.plan['tile']}, halo {job.plan['halo']}, shard {job.plan['shard']}"
-    )
-    print(f"  {job.plan['choice']}")
+    plan, rate = job.plan, job.pixels / job.work_s
+    redundancy, whole = plan["redundancy"], job.work_s * job.workers
+    print(f"plan: tile {plan['tile']}, halo {plan['halo']}, shard {plan['shard']}; {plan['choice']}")
     print("bare network, MPix/s of all workers: " + ", ".join(f"{rate / 1e6:.3f} at {side} px" for side, rate in bare.items()))
     print(f"job: {rate / 1e6:.3f} useful MPix/s, {job.work_s:.1f} s with {job.workers} workers, after {job.start_s:.1f} s of start")
     print(f"efficiency {rate / best:.3f} of the bare network at {tile} px; redundancy {redundancy:.3f} allows {1 / redundancy:.3f}:")
     print(f"  {rate * redundancy / best:.3f} of what it allows")
-    whole = job.work_s * job.workers
     print("share of the workers' time: " + ", ".join(f"{stage} {seconds / whole:.1%}" for stage, seconds in job.stages.items()))
     print("  wait is the device's, for a tile; read, write and publish run beside it; turn is a shard that waits for another")
 
