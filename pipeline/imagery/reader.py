@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +17,14 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import Refused, Unreadable
-from pipeline.geometry.windows import Window
+from pipeline.geometry.windows import Span, Window
 from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import Grid, Scene, SceneBand, open_dataset
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
 WARP_TOLERANCE_PX = 1e-9
-PREVIEW_BLOCK_ROWS = 2  # at once
+PREVIEW_PIECE = 1024  # px
 
 
 class Pixels(NamedTuple):
@@ -85,20 +85,18 @@ class SceneReader:
     def preview(self, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any.
 
-        Some block rows at a time: GDAL reads band after band, and would decode every block again for each.
+        A piece at a time: GDAL reads band after band, and would decode a large window's blocks again for each.
         """
-        height, width = shape
-        count = min(height, max(1, window.height // (PREVIEW_BLOCK_ROWS * self.scene.block[0])))
-        steps = [round(number * height / count) for number in range(count + 1)]
-        strips = []
-        for first, stop in pairwise(steps):
-            top, bottom = (step * window.height // height for step in (first, stop))
-            part = Window(window.row + top, window.col, max(1, bottom - top), window.width)
-            with self._lock:
-                values_CHW, valid_CHW = self._read_inside(part, (stop - first, width))
-            strips.append((values_CHW, np.ones(values_CHW.shape, bool) if valid_CHW is None else valid_CHW))
-        values, valid = zip(*strips, strict=True)
-        return np.concatenate(values, axis=1), np.concatenate(valid, axis=1)
+        count = len(self.scene.bands)
+        values_CHW, valid_CHW = np.empty((count, *shape), self.scene.dtype), np.empty((count, *shape), bool)
+        sides = [max(PREVIEW_PIECE, block) for block in self.scene.block]
+        for small_rows, rows in _pieces(shape[0], window.rows, sides[0]):
+            for small_cols, cols in _pieces(shape[1], window.cols, sides[1]):
+                place = (slice(None), *Window.of(small_rows, small_cols).slices())
+                with self._lock:
+                    values, valid = self._read_inside(Window.of(rows, cols), (small_rows.length, small_cols.length))
+                values_CHW[place], valid_CHW[place] = values, True if valid is None else valid
+        return values_CHW, valid_CHW
 
     def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
@@ -127,6 +125,14 @@ class SceneReader:
                     valid &= shown
                 values_CHW[number] = np.where(valid, plane, 0)
         return Pixels(values_CHW, None if valid_CHW.all() else valid_CHW)
+
+
+def _pieces(small: int, inside: Span, side: int) -> Iterator[tuple[Span, Span]]:
+    """Cut `small` px that show the span `inside` where each shows about `side` px of it, or one more."""
+    count = max(1, min(small, inside.length // side))
+    for first, stop in pairwise(number * small // count for number in range(count + 1)):
+        start, end = (inside.start + step * inside.length // small for step in (first, stop))
+        yield Span(first, stop), Span(start, max(end, start + 1))
 
 
 def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
