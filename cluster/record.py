@@ -56,11 +56,13 @@ class RunRecord:
         storage.create_json(self._path, self._content | {"scenes": [_scene(work) for work in works]})
 
     def trace(self, result: ShardResult) -> None:
-        """Add where the time of a shard went to OUT/runs/<run_id>.trace.json, which chrome://tracing and ui.perfetto.dev open.
+        """Add where the time of a shard went to OUT/traces/<run_id>.json, which chrome://tracing and ui.perfetto.dev open.
 
         It is a log, written as shards end, so that the driver holds no more for a larger scene.
         """
-        with open(self._path.with_suffix(".trace.json"), "a", encoding="utf-8") as file:
+        path = self._path.parents[1] / "traces" / self._path.name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(
                 ("[\n" if file.tell() == 0 else "") + f"{json.dumps(event)},\n" for event in events(result.worker, result.spans)
             )

@@ -102,9 +102,9 @@ def on_ray(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job:
     """The job as a user starts it; what it says of itself is in its run record."""
     command = [sys.executable, "jobs/segment_region.py", scene, "--model", bundle, "--output", out, *settings]
     subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
-    (path,) = (path for path in (out / "runs").glob("*.json") if not path.name.endswith(".trace.json"))
+    (path,) = (out / "runs").iterdir()
     record = json.loads(path.read_text())
-    shutil.copy(path.with_suffix(".trace.json"), CACHE / "efficiency.trace.json")
+    shutil.copy(out / "traces" / path.name, CACHE / "efficiency.trace.json")
     (work,) = record["scenes"]
     pixels = load_pixels(scene)
     return Job(

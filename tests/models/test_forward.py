@@ -1,0 +1,108 @@
+"""Each engine runs the same program: eager, compiled, and OpenVINO in fp32, bf16 and int8."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import Refused
+from pipeline.geometry.windows import Window
+from pipeline.imagery.reader import Pixels
+from pipeline.models import forward
+from pipeline.models.bundle import Bundle
+from pipeline.models.engine import Engine, Execution, Scaling
+from tests.toys import smooth_noise
+
+UNIT = Scaling((1 / 50,) * 3, (-128 / 50,) * 3)
+WHOLE = Window(0, 0, 128, 160)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def pixels(seed: int, dtype: str = "uint8") -> Pixels:
+    values_CHW = smooth_noise(seed, (3, 128, 160)).astype(dtype)
+    valid_CHW = np.ones(values_CHW.shape, bool)
+    valid_CHW[:, 30:40, 50:70] = False
+    return Pixels(values_CHW, valid_CHW)
+
+
+def classes(bundle: Bundle, execution: Execution, tiles: list[Pixels], size: int = 1) -> np.ndarray:
+    engine = Engine(bundle, "cpu", execution)
+    return np.stack([ids for ids in engine(tiles, [WHOLE] * len(tiles), UNIT, size) if ids is not None])
+
+
+def quantised(bundle: Bundle, path: Path) -> str:
+    valid_BCHW = torch.ones(1, 3, 128, 160, dtype=torch.uint8)
+    raws = (torch.from_numpy(pixels(seed).values_CHW)[None].float() for seed in range(4))
+    return str(forward.quantised(bundle, ((raw_BCHW, valid_BCHW, *UNIT.tensors()) for raw_BCHW in raws), path))
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "allowed"),
+    [
+        ("openvino", "fp32", 0.001),
+        ("openvino", "bf16", 0.03),
+        ("openvino", "int8", 0.1),
+        ("compiled", "fp32", 0.001),
+        ("compiled", "bf16", 0.03),
+    ],
+)
+def test_an_engine_gives_the_classes_of_eager_fp32(unet: Bundle, tmp_path: Path, engine: str, precision: str, allowed: float):
+    if engine == "openvino":
+        pytest.importorskip("nncf")
+    elif not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    tiles = [pixels(seed) for seed in range(3)]
+    network = quantised(unet, tmp_path / "int8.zip") if precision == "int8" else None
+    found = classes(unet, Execution(engine, precision, network), tiles)
+    assert (found != classes(unet, Execution(), tiles)).mean() <= allowed
+    np.testing.assert_array_equal(classes(unet, Execution(engine, precision, network), tiles), found)  # an engine made anew gives the same
+
+
+def test_openvino_takes_every_dtype_and_any_shape(unet: Bundle):
+    pytest.importorskip("nncf")
+    engine = Engine(unet, "cpu", Execution("openvino", "fp32"))
+    expected = engine([pixels(1)], [WHOLE], UNIT, 1)[0]
+    for dtype in ("uint16", "int16", "float32", "float64"):
+        np.testing.assert_array_equal(engine([pixels(1, dtype)], [WHOLE], UNIT, 1)[0], expected)
+    small = Pixels(smooth_noise(3, (3, 64, 64)), None)
+    assert engine([small], [Window(0, 0, 64, 64)], UNIT, 1)[0].shape == (1, 64, 64)
+
+
+def test_an_int8_network_is_made_once_and_the_same_twice(unet: Bundle, tmp_path: Path):
+    """But for names that OpenVINO counts through in a process."""
+    pytest.importorskip("nncf")
+    one, other = (Path(quantised(unet, tmp_path / name)) for name in ("one.zip", "other.zip"))
+    weights = [zipfile.ZipFile(path).read("network.bin") for path in (one, other)]
+    assert weights[0] == weights[1]
+    masks = [classes(unet, Execution("openvino", "int8", str(path)), [pixels(5)]) for path in (one, other)]
+    np.testing.assert_array_equal(*masks)
+    one.write_bytes(b"kept")
+    assert Path(quantised(unet, one)).read_bytes() == b"kept"
+
+
+def test_usage_statistics_of_openvino_are_off(monkeypatch: pytest.MonkeyPatch):
+    import os
+
+    monkeypatch.delenv("CI", raising=False)
+    with forward._quietly():
+        assert os.environ["CI"] == "true"
+    assert "CI" not in os.environ
+
+
+def test_what_this_machine_lacks_is_named(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert "no C++ compiler" in str(forward.missing("compiled", "cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "OpenVINO is not installed" in str(forward.missing("openvino", "cpu"))
+    assert forward.missing("eager", "cpu") is None
+    with pytest.raises(Refused, match="planned for the engine openvino"):
+        forward.build_forward(unet, "cpu", "openvino", "int8")
