@@ -62,6 +62,6 @@ def in_precision(network: nn.Module, precision: str) -> nn.Module:
 
 def _folded(network: nn.Module) -> nn.Module:
     try:
-        return fuse(network)
+        return fuse(network, inplace=True)
     except torch.fx.proxy.TraceError:  # its control flow depends on data: it runs unfolded
         return network
