@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,9 @@ from pipeline.models.engine import Execution, Scaling, layer_count
 Auto = Literal["auto"]
 QUANTISED = "int8.openvino.zip"  # in OUT: the int8 network that its scenes share
 MIB, GIB = 2**20, 2**30
-AUTO_SHARDS = (1024, 2048, 4096, 8192)  # px
+AUTO_SHARDS = {"cpu": (1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}  # px
+NEAR = 0.01  # of the work: where a larger shard gains less, a smaller one loses less when it is cut short
+SMALLEST_TILE, TILE_STEP = 64, 128  # px, for `auto`: the sizes that are compared
 LARGEST_CORE = 2048  # px, for `auto`: beyond it memory grows and overlap hardly falls
 MANY_SHARDS = 64  # a worker: half a shard each is near enough then
 SHARD_S = 0.03  # that a shard costs an actor beside its pixels
@@ -231,15 +234,16 @@ def redundancy(region: Window, grid: Grid, stride: int, shard: int, tile: int, h
 
 def _tile_counts(region: Window, grid: Grid, stride: int, shard: int, tile: int, halo: int) -> tuple[int, int]:
     """Rows and columns of tiles over the region, each shard cut on its own."""
-    return _count(region.rows, grid.height, stride, shard, tile, halo), _count(region.cols, grid.width, stride, shard, tile, halo)
+    rows, cols = _counts(region.rows, grid.height, stride, shard, tile, halo), _counts(region.cols, grid.width, stride, shard, tile, halo)
+    return sum(rows), sum(cols)
 
 
-def _count(inside: Span, length: int, stride: int, shard: int, tile: int, halo: int) -> int:
-    count = 0
-    for start in range(inside.start // shard * shard, inside.stop, shard):
-        cut = Span(max(start, inside.start), min(start + shard, inside.stop))
-        count += sum(1 for _ in spans(cut, ceil_to(length, stride), tile, halo))
-    return count
+@lru_cache(10_000)
+def _counts(inside: Span, length: int, stride: int, shard: int, tile: int, halo: int) -> tuple[int, ...]:
+    """Tiles along one axis, in each shard."""
+    starts = range(inside.start // shard * shard, inside.stop, shard)
+    cuts = (Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts)
+    return tuple(sum(1 for _ in spans(cut, ceil_to(length, stride), tile, halo)) for cut in cuts)
 
 
 def _halo(asked: int | str, bundle: Bundle) -> int:
@@ -269,7 +273,7 @@ def _best_sizes(
     Overlap falls with the tile, which cannot be larger than its shard; large shards leave workers idle at the end of a
     run, half a shard each; small ones cost calls.
     """
-    asked_shards = AUTO_SHARDS if settings.shard == "auto" else [_check_shard(settings.shard)]
+    asked_shards = AUTO_SHARDS[resources.kind] if settings.shard == "auto" else [_check_shard(settings.shard)]
     pixels = max(resources.pixels, region.window.pixels)
 
     def work(sizes: tuple[int, int]) -> float:
@@ -277,22 +281,28 @@ def _best_sizes(
         octaves = math.log2(tile / 512)
         slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
         shard_px = min(shard, region.window.height) * min(shard, region.window.width)
-        idle = idle_share(shards(region.window, shard), resources.workers) * region.window.pixels / pixels
+        rows = _counts(region.window.rows, scene.grid.height, stride, shard, tile, halo)
+        cols = _counts(region.window.cols, scene.grid.width, stride, shard, tile, halo)
+        idle = idle_share(rows, cols, resources.workers) * region.window.pixels / pixels
         calls = SHARD_S * RATES[resources.kind] / shard_px
         return redundancy(region.window, scene.grid, stride, shard, tile, halo) * slower * (1 + idle) + calls
 
     found = [(shard, tile) for shard in asked_shards for tile in _tiles(scene, stride, halo, shard, settings.tile)]
     fitting = [sizes for sizes in found if memory(sizes[1], sizes[0]) <= resources.budget_bytes]
-    return min(fitting, key=work) if fitting else min(found)
+    return min(fitting, key=lambda sizes: (round(work(sizes) / NEAR), sizes[0], work(sizes))) if fitting else min(found)
 
 
-def idle_share(cut: Sequence[Window], workers: int) -> float:
-    """The time that workers wait for the last one, against what they work, where the largest shards are done first."""
-    if len(cut) > MANY_SHARDS * workers:
-        return workers / (2 * len(cut))
+def idle_share(rows: Sequence[int], cols: Sequence[int], workers: int) -> float:
+    """The time that workers wait for the last one, against what they work, where the largest shards are done first.
+
+    `rows` and `cols` are the tiles along each axis, in each shard.
+    """
+    count = len(rows) * len(cols)
+    if count > MANY_SHARDS * workers:
+        return workers / (2 * count)
     loads = [0] * workers
-    for pixels in sorted((shard.pixels for shard in cut), reverse=True):
-        heapq.heapreplace(loads, loads[0] + pixels)
+    for tiles in sorted((down * across for down in rows for across in cols), reverse=True):
+        heapq.heapreplace(loads, loads[0] + tiles)
     return max(loads) * workers / sum(loads) - 1
 
 
@@ -300,15 +310,12 @@ def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) 
     """The tile sizes that are worth a thought for a shard, or the one that was asked for."""
     if asked != "auto":
         return [asked]
-    smallest = ceil_to(2 * halo + stride, stride)
+    smallest = ceil_to(max(2 * halo + stride, SMALLEST_TILE), stride)
     whole = max(ceil_to(scene.grid.height, stride), ceil_to(scene.grid.width, stride))
-    sizes = [core + 2 * halo for core in _halvings(shard) if core + 2 * halo >= smallest and core <= LARGEST_CORE]
-    sizes = [size for size in sizes if size < whole] + ([whole] if smallest <= whole <= min(shard, LARGEST_CORE) + 2 * halo else [])
-    return sizes or [max(smallest, whole)]
-
-
-def _halvings(shard: int) -> Sequence[int]:
-    return [shard >> k for k in range(shard.bit_length()) if shard >> k >= 64]
+    largest = min(shard, LARGEST_CORE) + 2 * halo
+    usual = [shard // count + rim for count in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64) for rim in (halo, 2 * halo)]  # at an edge, or inside
+    sizes = {ceil_to(size, stride) for size in (*usual, whole, *range(smallest, largest, TILE_STEP))}
+    return sorted(size for size in sizes if smallest <= size <= min(whole, ceil_to(largest, stride))) or [max(smallest, whole)]
 
 
 def _cache_bytes(scene: Scene, shard: int, tile: int, halo: int) -> int:

@@ -12,7 +12,7 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
-from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan, memory_allotted
+from pipeline.inference.plan import GIB, Plan, Resources, Settings, idle_share, make_plan, memory_allotted
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE
 
@@ -54,8 +54,30 @@ def test_auto_tile_wastes_less_than_the_usual_tiles(unet: Bundle):
     assert auto.redundancy < min(plan_of(scene, unet, tile=tile).redundancy for tile in (256, 512)) and auto.redundancy < 1.5
 
 
-def test_auto_shards_keep_many_workers_busy(unet: Bundle):
-    assert [plan_of(scene_of(side, side), unet).shard for side in (100, 5_000, 20_000, 100_000)] == [1024, 1024, 2048, 4096]
+@pytest.mark.parametrize("workers", [1, 2, 7, 64])
+@pytest.mark.parametrize("side", [5_000, 20_000, 100_000])
+def test_auto_shards_keep_workers_busy(unet: Bundle, workers: int, side: int):
+    """None waits for more than a quarter of the run, or the shards are the smallest there are."""
+    scene = scene_of(side, side)
+    resources = Resources(CPU, 8 * GIB, workers)
+    plan = make_plan(scene, Region(scene.grid.window), unet, Settings(), batch="auto", choice=REFERENCE, resources=resources)
+    loads = [0] * workers
+    for shard in sorted(plan.shards(), key=lambda shard: -shard.pixels):
+        loads[loads.index(min(loads))] += sum(len(row) for row in plan.tile_rows(shard))
+    assert max(loads) * workers <= 1.25 * sum(loads) or plan.shard == 1024
+    assert plan.shard == 1024 or len(plan.shards()) >= workers
+
+
+def test_many_shards_are_estimated_and_few_are_counted():
+    assert idle_share((2, 2, 1), (2, 2, 1), 2) == pytest.approx(13 * 2 / 25 - 1)
+    assert idle_share((1,), (4,), 2) == 1.0
+    assert idle_share((1,) * 100, (1,) * 100, 10) == 10 / 20_000
+
+
+def test_the_tile_is_no_larger_than_its_count_asks(unet: Bundle):
+    """Two tiles along an axis need the halo on one side only; a scene that fits into one needs none."""
+    exact = plan_of(scene_of(2048, 2048), unet, shard=1024)
+    assert exact.tile == 1024 + exact.halo and plan_of(scene_of(900, 900), unet).redundancy < 1.02
 
 
 def test_memory_does_not_grow_with_the_scene(unet: Bundle):

@@ -45,7 +45,7 @@ def segment(scene: Path, bundle: Bundle, out: Path, *more: object) -> list[objec
 def files_of(out: Path) -> dict[str, bytes]:
     """All files of an OUT but the run records and manifests, which tell one run from another."""
     files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    return {name: content for name, content in files.items() if not name.startswith("runs") and "manifest" not in name}
+    return {name: content for name, content in files.items() if not name.startswith(("runs", "traces")) and "manifest" not in name}
 
 
 def parts_of(out: Path) -> dict[str, int]:
@@ -64,10 +64,11 @@ def read_mask(path: Path) -> np.ndarray:
 
 def test_the_same_bytes_three_ways_and_from_the_library(scene: Path, exact_unet: Bundle, ray_cluster: dict[str, str], tmp_path: Path):
     library = tmp_path / "library.tif"
-    segment_scene(scene, exact_unet.path, library, settings=Settings(precision="fp32"))
-    embedded = run(segment(scene, exact_unet, tmp_path / "embedded"))
-    joined = run(segment(scene, exact_unet, tmp_path / "joined", "--workers", 1), **ray_cluster)
-    in_job = ["python", *segment(scene, exact_unet, tmp_path / "submitted")[1:]]
+    sizes = ("--shard", 1024, "--tile", 512)  # which auto chooses by the number of workers too
+    segment_scene(scene, exact_unet.path, library, settings=Settings(precision="fp32", shard=1024, tile=512))
+    embedded = run(segment(scene, exact_unet, tmp_path / "embedded", *sizes))
+    joined = run(segment(scene, exact_unet, tmp_path / "joined", "--workers", 1, *sizes), **ray_cluster)
+    in_job = ["python", *segment(scene, exact_unet, tmp_path / "submitted", *sizes)[1:]]
     submitted = submit(in_job, **ray_cluster)
     for way in (embedded, joined, submitted):
         assert way.returncode == 0, way.stdout + way.stderr
