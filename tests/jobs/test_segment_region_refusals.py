@@ -106,8 +106,7 @@ def test_regions_that_are_elsewhere(refusal: Refusal, scene: Path, tmp_path: Pat
     [
         (["--parcels", "fields.gpkg"], "--parcels is not supported yet"),
         (["--mpp", "0.5"], "--mpp is not supported yet"),
-        (["--precision", "fp16"], "--precision fp16: is not supported yet"),
-        (["--precision", "int8"], "--precision int8: is not supported yet"),
+        (["--precision", "fp8"], "--precision fp8: unknown; use auto, fp32"),
         (["--precision", "double"], "--precision double: unknown"),
         (["--save", "mask,polygons"], "--save polygons: is not supported yet"),
         (["--save", "logits"], "--save logits: unknown"),
