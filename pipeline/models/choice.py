@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -138,7 +137,7 @@ class _Trial:
         self._classes: dict[str, list[np.ndarray]] = {}
         self._rates: dict[str, float] = {}
         versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
-        about = [bundle.model_id, describe_device(device), processor_name(), *versions, os.environ.get("MALLOC_TOP_PAD_", "")]
+        about = [bundle.model_id, describe_device(device), processor_name(), *versions]
         self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
 
     def remembered(self) -> dict[str, float]:

@@ -208,3 +208,35 @@ def test_segment_scene_refuses_by_name(unet: Bundle, tmp_path: Path):
     with pytest.raises(Refused, match="no such file"):
         segment_scene(tmp_path / "none.tif", unet.path, tmp_path / "mask.tif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.tif"]
+
+
+def test_one_shard_has_the_device_while_the_next_is_read(exact_unet: Bundle, tmp_path: Path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pipeline.imagery.catalogue import find_sources
+    from pipeline.imagery.raster import open_scene
+    from pipeline.imagery.region import Region
+    from pipeline.inference.plan import GIB, Resources, make_plan
+    from pipeline.inference.segment import Segmenter
+    from pipeline.models.choice import REFERENCE
+    from pipeline.models.engine import describe_device
+
+    path = write_scene(tmp_path / "scene.tif", smooth_noise(30, (3, 512, 1536)))
+    scene = open_scene(find_sources([str(path)])[0], exact_unet.bands)
+    settings, resources = Settings(precision="fp32", shard=512, tile=256), Resources(describe_device("cpu"), 8 * GIB)
+    plan = make_plan(scene, Region(scene.grid.window), exact_unet, settings, batch=2, choice=REFERENCE, resources=resources)
+    segmenter = Segmenter(exact_unet.path, "cpu")
+    with ThreadPoolExecutor(2) as pool:
+        results = list(
+            pool.map(lambda shard: segmenter.write_part(plan, shard, tmp_path, tmp_path / plan.shard_name(shard)), plan.shards())
+        )
+    assert {result.batch for result in results} == {2}
+    on_device = sorted(
+        (span.began, span.began + span.seconds, result.shard) for result in results for span in result.spans if span.stage == "device"
+    )
+    order = list(dict.fromkeys(shard for _, _, shard in on_device))
+    assert [shard for _, _, shard in on_device] == sorted((shard for _, _, shard in on_device), key=order.index)  # one after the other
+    first_read = {result.shard: min(span.began for span in result.spans if span.stage == "read") for result in results}
+    first_done = max(end for _, end, shard in on_device if shard == order[0])
+    assert first_read[order[1]] < first_done
+    assert all(result.seconds > 0 for result in results)
