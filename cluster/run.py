@@ -31,6 +31,7 @@ from cluster.scenes import (
 )
 from cluster.session import check_paths, find_device, ray_session
 from pipeline.errors import Refused
+from pipeline.geometry.windows import largest_first
 from pipeline.imagery.raster import Scene
 from pipeline.imagery.region import Region
 from pipeline.inference.ledger import adopt_dataset
@@ -112,7 +113,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
         return Task("publish", (plans[number], work.source, work.ledger, record.run_id, accept_partial), (number, None))
 
     for number, work in enumerate(works):
-        for shard in sorted(work.missing, key=lambda shard: -shard.pixels):  # small ones last: workers end together
+        for shard in largest_first(work.missing):
             queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard)))
         if not work.missing:
             queue.append(publication(number))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 BLOCK = 512  # px: shards, strips and regions are aligned to it, so that every COG block has one writer
@@ -119,6 +119,11 @@ def shards(region: Window, shard: int) -> list[Window]:
     cols = range(region.col // shard * shard, region.cols.stop, shard)
     cells = (Window(row, col, shard, shard) for row in rows for col in cols)
     return [cut for cell in cells if (cut := cell.intersection(region))]
+
+
+def largest_first(windows: Iterable[Window]) -> list[Window]:
+    """In the order in which they are done, so that workers end nearly together."""
+    return sorted(windows, key=lambda window: -window.pixels)
 
 
 def snap_outward(window: Window, height: int, width: int, multiple: int = BLOCK) -> Window:

@@ -26,7 +26,7 @@ import torch
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.stitch import Strips
-from pipeline.geometry.windows import Tile, Window
+from pipeline.geometry.windows import Tile, Window, largest_first
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.raster import Scene, open_scene
@@ -40,7 +40,7 @@ from pipeline.inference.stages import Span, Stages
 from pipeline.inference.trial import choose_execution
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import NODATA, Bundle, load_bundle
-from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, layer_count
+from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, layer_count, threads
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -289,35 +289,25 @@ def segment_scene(
 
 def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:
     """All shards of a plan, by `streams` segmenters with two threads each, as actors have; parts are put into `folder`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
     segmenters = [Segmenter(bundle.path, device) for _ in range(streams)]
-    turns = count()
+    turns, mine = count(), threading.local()
 
     def segment(shard: Window) -> ShardResult:
         if not hasattr(mine, "segmenter"):
             mine.segmenter = segmenters[next(turns) % streams]
         return mine.segmenter.write_part(plan, shard, folder, folder / f"{plan.shard_name(shard)}.part")
 
-    mine = threading.local()
-    try:
-        with ThreadPoolExecutor(2 * streams) as pool:
-            return list(pool.map(segment, sorted(plan.shards(), key=lambda shard: -shard.pixels)))
-    finally:
-        torch.set_num_threads(before)
+    with threads(plan.threads), ThreadPoolExecutor(2 * streams) as pool:
+        return list(pool.map(segment, largest_first(plan.shards())))
 
 
 def seconds_a_tile(plan: Plan, bundle: Bundle, out: str | Path) -> float:
     """How long one tile of a plan takes on this machine: the second of two, on zeros. `out` is where the data set lies."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    try:
-        engine = Engine(bundle, plan.device.split()[0], plan.execution(out), plan.layers)
-        height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
-        blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
+    engine = Engine(bundle, plan.device.split()[0], plan.execution(out), plan.layers)
+    height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
+    blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
+    with threads(plan.threads):
         for _ in range(2):
             began = time.monotonic()
             engine([blank], [Window(0, 0, height, width)], plan.scaling(bundle), 1)
         return time.monotonic() - began
-    finally:
-        torch.set_num_threads(before)

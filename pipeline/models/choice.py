@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,9 +18,9 @@ from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery import storage
 from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle
-from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16, describe_device
-from pipeline.models.forward import missing, quantised
-from pipeline.models.program import PRECISIONS, as_raw
+from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16, describe_device, processor_name, program_inputs, threads
+from pipeline.models.forward import ENGINES, missing, quantised
+from pipeline.models.program import PRECISIONS
 
 DIFFERING = 0.005  # the share of classes that speed may cost, against fp32
 TRIAL_PX = 512  # a CPU's rate at this size holds for larger tiles, with the settings of `allocator`
@@ -74,7 +72,7 @@ def choose(
     if worth and trial == "never":
         return None
     candidates = [plain] if not worth else _candidates(asked, device, keep)
-    lacks = sorted({lack for engine in ("compiled", "openvino") if worth and (lack := missing(engine, device)) and device == "cpu"})
+    lacks = sorted({lack for engine in ENGINES if worth and (lack := missing(engine, device)) and device == "cpu"})
     shares = {precision: tried.differing(precision) for precision in {candidate.precision for candidate in candidates}}
     fitting = [one for one in candidates if asked not in ("auto", "int8") or shares[one.precision] <= DIFFERING]
     if asked == "int8" and not fitting:
@@ -120,9 +118,8 @@ def native_precision(device: str) -> str:
 
 def _candidates(asked: str, device: str, keep: Path | None) -> list[Execution]:
     precision = native_precision(device) if asked == "auto" else asked
-    found = [Execution(engine, precision) for engine in ("eager", "compiled", "openvino") if not missing(engine, device)]
-    if asked == "int8":
-        found = []
+    engines = () if asked == "int8" else ENGINES
+    found = [Execution(engine, precision) for engine in engines if not missing(engine, device)]
     if asked in ("auto", "int8") and keep is not None and not missing("openvino", device):
         found.append(Execution("openvino", "int8", str(keep)))
     return found
@@ -141,7 +138,7 @@ class _Trial:
         self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
 
     def remembered(self) -> dict[str, float]:
-        """MPix/s by precision and engine, as measured before."""
+        """Pixels a second by precision and engine, as measured before."""
         try:
             return storage.read_json(self._file) or {}
         except Refused:
@@ -162,29 +159,24 @@ class _Trial:
     def _network(self) -> Path:
         """The int8 network: the one that is kept, or a new one."""
         assert self.keep is not None
-        inputs = (self._inputs(sample) for sample in self.calibrating)
-        with _threads(self.threads):
+        inputs = (program_inputs([sample.pixels], sample.scaling, 1) for sample in self.calibrating)
+        with threads(self.threads):
             return quantised(self.bundle, inputs, self.keep)
-
-    def _inputs(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        values_CHW, valid_CHW = sample.pixels
-        valid_BCHW = torch.from_numpy(np.ones(values_CHW.shape, np.uint8) if valid_CHW is None else valid_CHW.astype(np.uint8))[None]
-        return (as_raw(values_CHW)[None].float(), valid_BCHW, *sample.scaling.tensors())
 
     def _classified(self, precision: str) -> list[np.ndarray]:
         """The classes of the judging samples in a precision, by the engine that needs no building."""
         if precision not in self._classes:
             execution = Execution("openvino", precision, str(self._network())) if precision == "int8" else Execution("eager", precision)
             engine = Engine(self.bundle, self.device, execution)
-            with _threads(self.threads):
+            with threads(self.threads):
                 began = time.perf_counter()
-                self._classes[precision] = [_classified(engine, sample) for sample in self.judging]
+                self._classes[precision] = [_ids(engine, sample) for sample in self.judging]
             pixels = sum(ids.size for ids in self._classes[precision])
             self._rates[precision] = pixels / (time.perf_counter() - began)
         return self._classes[precision]
 
     def speed(self, execution: Execution) -> float:
-        """Pixels a second of one stream, remembered from before or measured now: the better of two passes."""
+        """Pixels a second of one stream, remembered from before or measured now: the best of three passes."""
         name, known = f"{execution.precision} {execution.engine}", self.remembered()
         if name not in known:
             stride = self.bundle.reach.stride
@@ -192,7 +184,7 @@ class _Trial:
             bands = len(self.bundle.bands)
             blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
             engine = Engine(self.bundle, self.device, execution)
-            with _threads(1):
+            with threads(1):
                 known[name] = side * side / min(_seconds(engine, blank) for _ in range(3))
             storage.replace_json(self._file, self.remembered() | known)
         return known[name]
@@ -203,7 +195,7 @@ def _selftest(bundle: Bundle) -> Sample:
     return Sample(Pixels(input_BCHW[0].numpy(), None), Scaling.of_physical(bundle.bands))
 
 
-def _classified(engine: Engine, sample: Sample) -> np.ndarray:
+def _ids(engine: Engine, sample: Sample) -> np.ndarray:
     _, height, width = sample.pixels.values_CHW.shape
     ids_1HW = engine([sample.pixels], [Window(0, 0, height, width)], sample.scaling, 1)[0]
     return np.full((1, height, width), 255, np.uint8) if ids_1HW is None else ids_1HW
@@ -211,18 +203,8 @@ def _classified(engine: Engine, sample: Sample) -> np.ndarray:
 
 def _seconds(engine: Engine, sample: Sample) -> float:
     began = time.perf_counter()
-    _classified(engine, sample)
+    _ids(engine, sample)
     return time.perf_counter() - began
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _version(package: str) -> str:
@@ -232,12 +214,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def processor_name() -> str:
-    """The CPU's name, as the system says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

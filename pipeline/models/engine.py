@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,15 +135,7 @@ class Engine:
 
     def _upload(self, batch: Sequence[Pixels], scaling: Scaling, size: int) -> list[torch.Tensor]:
         """The inputs of the program on the device; on a GPU from pinned memory, beside the kernels of the batch before."""
-        pinned = self._uploads is not None
-        shape_BCHW = (size, *batch[0].values_CHW.shape)
-        raw_BCHW = torch.zeros(shape_BCHW, dtype=as_raw(batch[0].values_CHW[:0]).dtype, pin_memory=pinned)
-        valid_BCHW = torch.ones(shape_BCHW, dtype=torch.uint8, pin_memory=pinned)
-        for raw_CHW, valid_CHW, pixels in zip(raw_BCHW, valid_BCHW, batch, strict=False):
-            raw_CHW.copy_(as_raw(pixels.values_CHW))
-            if pixels.valid_CHW is not None:
-                valid_CHW.copy_(torch.from_numpy(pixels.valid_CHW))
-        inputs = [raw_BCHW, valid_BCHW, *scaling.tensors()]
+        inputs = program_inputs(batch, scaling, size, pinned=self._uploads is not None)
         if self._uploads is None:
             return inputs
         with torch.cuda.stream(self._uploads):
@@ -184,6 +177,18 @@ class Engine:
         return torch.cat([planes[layer] for layer in self.layers])
 
 
+def program_inputs(batch: Sequence[Pixels], scaling: Scaling, size: int, *, pinned: bool = False) -> list[torch.Tensor]:
+    """What a program takes, on the CPU: raw_BCHW, valid_BCHW, factor_1C11, shift_1C11; what `size` has more than the batch is 0."""
+    shape_BCHW = (size, *batch[0].values_CHW.shape)
+    raw_BCHW = torch.zeros(shape_BCHW, dtype=as_raw(batch[0].values_CHW[:0]).dtype, pin_memory=pinned)
+    valid_BCHW = torch.ones(shape_BCHW, dtype=torch.uint8, pin_memory=pinned)
+    for raw_CHW, valid_CHW, pixels in zip(raw_BCHW, valid_BCHW, batch, strict=False):
+        raw_CHW.copy_(as_raw(pixels.values_CHW))
+        if pixels.valid_CHW is not None:
+            valid_CHW.copy_(torch.from_numpy(pixels.valid_CHW))
+    return [raw_BCHW, valid_BCHW, *scaling.tensors()]
+
+
 def _nothing() -> None:
     """There is nothing to wait for on a CPU."""
 
@@ -206,6 +211,17 @@ def check_device(bundle: Bundle, device: str, precision: str, program: Program) 
             f"{bundle.path}: self-test failed on {describe_device(device)} in {precision}: logits off by {off:.3g}"
             f" (allowed {allowed.logits:.3g}), {differing:.2%} of classes differ (allowed {allowed.differing:.2%})"
         )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch computes with `count` threads, and as before when the block ends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compute_exactly() -> None:
@@ -239,12 +255,22 @@ def describe_device(device: str) -> str:
     return " ".join(["cpu", platform.machine(), torch.backends.cpu.get_cpu_capability(), *extensions])
 
 
+def processor_name() -> str:
+    """The CPU's name, as the system says it."""
+    return _cpu_info("model name") or platform.processor()
+
+
 def _cpu_flags() -> set[str]:
+    return set(_cpu_info("flags").split())
+
+
+def _cpu_info(field: str) -> str:
+    """What Linux says of the first CPU; nothing elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def _out_of_memory(error: Exception) -> bool:

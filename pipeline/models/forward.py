@@ -25,8 +25,7 @@ from pipeline.models.program import Program
 
 ENGINES = ("eager", "compiled", "openvino")
 SHAPES_AT_ONCE = 64  # that one process may compile for: Dynamo counts every program of every scene
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # raw_BCHW, valid_BCHW, factor_1C11, shift_1C11
-Forward = Callable[..., torch.Tensor]  # of Inputs: logits
+Forward = Callable[..., torch.Tensor]  # of what `program_inputs` gives: logits
 
 
 def missing(engine: str, device: str) -> str | None:
@@ -83,14 +82,14 @@ def converted(bundle: Bundle) -> Path:
     return path
 
 
-def quantised(bundle: Bundle, samples: Iterable[Inputs], path: Path) -> Path:
+def quantised(bundle: Bundle, samples: Iterable[Sequence[torch.Tensor]], path: Path) -> Path:
     """Quantise the network to int8, with what `samples` show of its activations, and publish it once at `path`."""
     if not path.exists():
         with _quietly():
             import nncf
 
         nncf.set_log_level(logging.ERROR)
-        data = nncf.Dataset([[tensor.numpy() for tensor in inputs] for inputs in samples])
+        data = nncf.Dataset([_arrays(inputs) for inputs in samples])
         with _quietly():
             _write_model(nncf.quantize(_convert(bundle), data), path)
     return path
@@ -132,6 +131,12 @@ def _quietly() -> Iterator[None]:
             os.environ["CI"] = before
 
 
+def _arrays(inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """A program's inputs as OpenVINO's network takes them: raw values in fp32, whatever the file's dtype."""
+    raw_BCHW, *others = inputs
+    return [tensor.numpy() for tensor in (raw_BCHW.float(), *others)]
+
+
 def _write_model(model: Any, path: Path) -> None:
     import openvino
 
@@ -162,8 +167,7 @@ def _openvino(path: Path, precision: str) -> Forward:
         if not requests:
             _reshape(model, raw_BCHW.shape)
             requests.append(core.compile_model(model, "CPU", settings).create_infer_request())
-        inputs = [tensor.numpy() for tensor in (raw_BCHW.float(), *others)]
-        logits_BKHW = requests[0].infer(inputs, share_inputs=True, share_outputs=True)[0]
+        logits_BKHW = requests[0].infer(_arrays((raw_BCHW, *others)), share_inputs=True, share_outputs=True)[0]
         return torch.from_numpy(np.asarray(logits_BKHW))
 
     return forward

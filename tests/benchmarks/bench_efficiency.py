@@ -6,7 +6,7 @@ The bare network has the same engine and precision, the tile at which it is fast
 up-samples nor classifies. The job reads, normalises, infers, takes the arg-max, stitches, compresses, and writes a COG, in two
 workers (one a GPU) on Ray, or in this process where Ray is not installed; its time is from the first shard's begin to the
 scene's publication, and the start is shown beside it. Useful pixels are those of the scene. The bare network is measured
-before and after the job, and the mean counts. The trace of the job is kept in `.bench/`.
+after the job. The trace of the job is kept in `.bench/`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rasterio
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -35,7 +36,7 @@ from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.raster import open_scene
 from pipeline.imagery.region import Region
 from pipeline.inference.cog import write_mask
-from pipeline.inference.plan import Resources, Settings, make_plan, memory_allotted
+from pipeline.inference.plan import QUANTISED, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.segment import segment_shards
 from pipeline.inference.stages import totals
 from pipeline.inference.trial import choose_execution
@@ -78,7 +79,7 @@ def main() -> None:
         settings = ["--precision", options.precision, "--halo", options.halo]
         run(bundle, demo_scene(1024), Path(name, "warm"), settings)
         job = run(bundle, scene, Path(name, "out"), settings)
-        network = Path(name, "out", "int8.openvino.zip")
+        network = Path(name, "out", QUANTISED)
         execution = Execution(job.plan["engine"], job.plan["precision"], str(network) if job.plan["precision"] == "int8" else None)
         bare = bare_rates(bundle, execution, job.workers)
     report(job, bare)
@@ -116,13 +117,13 @@ def in_process(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job
     """The same without Ray."""
     began = time.time()
     allocator.keep_freed_memory()
-    model, opened = load_bundle(bundle), None
+    model = load_bundle(bundle)
     opened = open_scene(find_sources([str(scene)])[0], model.bands)
     region, kind = Region(opened.grid.window), choose_device()
     workers = 1 if kind == "cuda" else len(os.sched_getaffinity(0))
     asked = dict(zip(settings[::2], settings[1::2], strict=True))
     out.mkdir()
-    choice = choose_execution(model, kind, asked["--precision"], [(opened, region)], workers=workers, keep=out / "int8.openvino.zip")
+    choice = choose_execution(model, kind, asked["--precision"], [(opened, region)], workers=workers, keep=out / QUANTISED)
     assert choice is not None
     halo = int(asked["--halo"]) if asked["--halo"].isdigit() else asked["--halo"]
     wanted = Settings(precision=asked["--precision"], halo=halo)  # type: ignore[arg-type]
@@ -138,8 +139,6 @@ def in_process(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job
 
 def load_pixels(scene: Path) -> int:
     """How many pixels a scene has."""
-    import rasterio
-
     with rasterio.open(scene) as dataset:
         return dataset.width * dataset.height
 

@@ -50,6 +50,12 @@ class Network(nn.Module):
         return (values_CHW.astype(np.float32) - self.mean_CHW) / self.std_CHW
 
 
+def read_whole(scene: Path, network: Network) -> tuple[torch.Tensor, dict]:
+    """The whole scene in memory, normalised, 1 x C x H x W, and its profile."""
+    with rasterio.open(scene) as dataset:
+        return torch.from_numpy(network.normalise(dataset.read()))[None], dataset.profile
+
+
 def write_mask(path: Path, mask_HW: np.ndarray, profile: dict) -> None:
     """Write the mask as rasterio's users do: the scene's profile with one band of uint8."""
     with rasterio.open(path, "w", **{**profile, "count": 1, "dtype": "uint8"}) as dataset:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import rasterio
 import torch
-from exported import Network, clock, parser, report, write_mask
+from exported import Network, clock, parser, read_whole, report, write_mask
 from monai.inferers import sliding_window_inference
 
 
@@ -12,9 +11,7 @@ def main() -> None:
     options = parser(__doc__, tile=512).parse_args()
     network = Network(options.network)
     began = clock()
-    with rasterio.open(options.scene) as dataset:
-        values_CHW, profile = dataset.read(), dataset.profile
-    image_BCHW = torch.from_numpy(network.normalise(values_CHW))[None]
+    image_BCHW, profile = read_whole(options.scene, network)
     with torch.inference_mode():
         logits_BKHW = sliding_window_inference(
             image_BCHW, roi_size=options.tile, sw_batch_size=4, predictor=network, overlap=0.25, mode="gaussian"

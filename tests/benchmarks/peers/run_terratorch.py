@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import rasterio
-import torch
-from exported import Network, clock, parser, report, write_mask
+from exported import Network, clock, parser, read_whole, report, write_mask
 from terratorch.tasks.tiled_inference import tiled_inference
 
 
@@ -12,9 +10,7 @@ def main() -> None:
     options = parser(__doc__, tile=224).parse_args()
     network = Network(options.network)
     began = clock()
-    with rasterio.open(options.scene) as dataset:
-        values_CHW, profile = dataset.read(), dataset.profile
-    image_BCHW = torch.from_numpy(network.normalise(values_CHW))[None]
+    image_BCHW, profile = read_whole(options.scene, network)
     logits_BKHW = tiled_inference(network, image_BCHW, crop=options.tile, stride=options.tile - 32)
     write_mask(options.output, logits_BKHW[0].argmax(0).numpy(), profile)
     report("terratorch", began)
