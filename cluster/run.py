@@ -36,10 +36,10 @@ from pipeline.imagery.raster import Scene
 from pipeline.imagery.region import Region
 from pipeline.inference.ledger import adopt_dataset
 from pipeline.inference.plan import QUANTISED, Resources
-from pipeline.inference.trial import choose_execution
+from pipeline.inference.trial import prepare_trial
 from pipeline.models import allocator
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import Choice
+from pipeline.models.choice import REFERENCE, Choice, Trial
 from pipeline.models.engine import choose_device, describe_device
 
 SHARD_DEADLINE_S = 3600.0
@@ -63,13 +63,11 @@ def run_scenes(
         )
         before = [planned_before(opened, request) for opened in todo]
         new = [(opened.scene, opened.region) for opened, plan in zip(todo, before, strict=True) if plan is None]
-        choice = _choose(bundle, device, request, new, workers) if new else None
-        plans = [
-            plan or plan_scene(opened, bundle, request, choice, resources)  # type: ignore[arg-type]
-            for opened, plan in zip(todo, before, strict=True)
-        ]
+        choice = _choose(bundle, device, request, new, workers) if new else REFERENCE
+        plans = [plan or plan_scene(opened, bundle, request, choice, resources) for opened, plan in zip(todo, before, strict=True)]
         check_space(plans, request.out)
         adopt_dataset(request.out, dataset)
+        choice.keep(request.out / QUANTISED)
         works = [adopt_scene(opened, plan, request, device.description) for opened, plan in zip(todo, plans, strict=True)]
         count = count_workers(request, works, device, nodes)
         started(works, count)
@@ -83,13 +81,13 @@ def run_scenes(
 
 def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[tuple[Scene, Region]], workers: int) -> Choice:
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
-    function: Any = choose_execution  # ray's own types take no arguments by name
-    asked = partial(function, bundle, device.kind, request.settings.precision, scenes, workers=workers, keep=request.out / QUANTISED)
-    if device.description == describe_device(choose_device()) and (found := asked(trial="never")):
-        return found  # without the start of another process
+    network = request.out / QUANTISED
+    prepare = partial(prepare_trial, bundle, device.kind, request.settings.precision, scenes, workers=workers, kept=network)
+    if device.description == describe_device(choose_device()) and not (trial := prepare()).pays():
+        return trial.choose(others=False)  # without the start of another process
     print("measuring engines, once for this model and machine ...", file=sys.stderr)
     options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
-    choice = ray.remote(**options)(_call).remote(partial(asked, trial="always"))
+    choice: Any = ray.remote(**options)(_try_all).remote(prepare)
     try:
         return ray.get(choice)
     except ray.exceptions.RayTaskError as error:
@@ -98,8 +96,8 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
         raise
 
 
-def _call(function: Callable[[], Any]) -> Any:
-    return function()
+def _try_all(prepare: Callable[[], Trial]) -> Choice:
+    return prepare().choose(others=True)
 
 
 def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: RunRecord, *, accept_partial: bool) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from pipeline.imagery.region import Area
 from pipeline.inference.ledger import compare_dataset, describe_dataset
 from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
-from pipeline.inference.trial import choose_execution
+from pipeline.inference.trial import prepare_trial
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.models.choice import check_precision
+from pipeline.models.choice import REFERENCE, check_precision
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.results.publish import published_rows
 
@@ -193,24 +194,22 @@ def print_notes(scenes: Sequence[OpenedScene], refusals: Mapping[str, str], bund
 
 
 def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request) -> None:
-    """Print what a run on this machine would do, with one tile timed here.
-
-    No int8 network is made for it: a run may choose one where OUT has none yet.
-    """
+    """Print what a run on this machine would do, with one tile timed here."""
     kind, cores = choose_device(), os.cpu_count() or 1
     workers = request.workers if request.workers != "auto" else 1 if kind == "cuda" else cores
     pixels = sum(opened.region.window.pixels for opened in scenes)
     resources = Resources(describe_device(kind), request.memory_bytes or memory_allotted() // workers, workers, pixels)
-    kept = request.out / QUANTISED
-    new = [(opened.scene, opened.region) for opened in scenes]
-    choice = choose_execution(bundle, kind, request.settings.precision, new, workers=workers, keep=kept if kept.exists() else None)
-    assert choice is not None
+    before = [planned_before(opened, request) for opened in scenes]
+    new = [(opened.scene, opened.region) for opened, plan in zip(scenes, before, strict=True) if plan is None]
+    trial = prepare_trial(bundle, kind, request.settings.precision, new, workers=workers, kept=request.out / QUANTISED)
+    choice = trial.choose(trial.pays()) if new else REFERENCE
     seconds: dict[tuple[int, str, str], float] = {}
-    for opened in scenes:
-        plan = planned_before(opened, request) or plan_scene(opened, bundle, request, choice, resources)
+    for opened, planned in zip(scenes, before, strict=True):
+        plan = planned or plan_scene(opened, bundle, request, choice, resources)
+        execution = planned.execution(request.out) if planned else replace(choice.execution, engine=plan.engine)
         key = (plan.tile, plan.precision, plan.engine)
         if key not in seconds:
-            seconds[key] = seconds_a_tile(plan, bundle, request.out)
+            seconds[key] = seconds_a_tile(plan, bundle, execution)
         window = plan.region.window
         print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
         print(f"  {len(plan.shards())} shards of {plan.shard} px")

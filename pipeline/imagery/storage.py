@@ -89,14 +89,19 @@ def publish(finished: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def create(path: Path, content: bytes) -> bool:
+    """Create the object at `path`. False, and nothing changed, where it exists."""
+    return publish_once(_written(path, content), path)
+
+
 def create_json(path: Path, content: Any) -> bool:
     """Create the JSON object at `path`. False, and nothing changed, where it exists."""
-    return publish_once(_written(path, content), path)
+    return create(path, _json(content))
 
 
 def replace_json(path: Path, content: Any) -> None:
     """Put the JSON object at `path`, in place of what is there."""
-    publish(_written(path, content), path)
+    publish(_written(path, _json(content)), path)
 
 
 def sweep(folder: Path) -> None:
@@ -138,9 +143,13 @@ def discarded(path: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _written(path: Path, content: Any) -> Path:
+def _json(content: Any) -> bytes:
+    return f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode()
+
+
+def _written(path: Path, content: bytes) -> Path:
     finished = temporary(path.parent, path.name)
-    finished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    finished.write_bytes(content)
     return finished
 
 

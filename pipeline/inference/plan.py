@@ -69,7 +69,7 @@ class Plan:
     shard: int
     engine: str
     precision: str
-    network: str | None  # the file of an int8 network, from OUT
+    network: str | None  # the file of an int8 network, in OUT
     choice: str  # why this engine and precision
     threads: int  # of one stream of tiles: fp32 results change with it
     device: str  # the kind of device, as `describe_device` says it
@@ -189,16 +189,12 @@ def make_plan(
     small = min(scene.grid.height, scene.grid.width) <= tile and execution.engine == "compiled"
     return Plan(
         scene=scene, region=region, model_id=bundle.model_id, stride=stride, tile=tile, halo=halo, batch=size, shard=shard,
-        engine="eager" if small else execution.engine, precision=execution.precision, network=_relative(execution.network),
+        engine="eager" if small else execution.engine, precision=execution.precision,
+        network=QUANTISED if execution.precision == "int8" else None,
         choice=f"{choice.why}{'; not compiled for a shape of its own' if small else ''}",
         threads=1, device=resources.device, layers=settings.layers, classes=len(bundle.classes),
         memory_bytes=memory(tile, shard), cache_bytes=cache, software=software(),
     )  # fmt: skip
-
-
-def _relative(network: str | None) -> str | None:
-    """An int8 network by its name in OUT, so that OUT may move; one that lies elsewhere by its path."""
-    return QUANTISED if network and Path(network).name == QUANTISED else network
 
 
 def software() -> dict[str, str]:

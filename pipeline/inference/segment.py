@@ -35,9 +35,9 @@ from pipeline.imagery.region import Region
 from pipeline.inference.cog import write_mask
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.part import FailedWindow, PartWriter, Tally, check_part
-from pipeline.inference.plan import Auto, Plan, Resources, Settings, make_plan, memory_allotted
+from pipeline.inference.plan import QUANTISED, Auto, Plan, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.stages import Span, Stages
-from pipeline.inference.trial import choose_execution
+from pipeline.inference.trial import prepare_trial
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import NODATA, Bundle, load_bundle
 from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, layer_count, threads
@@ -268,13 +268,13 @@ def segment_scene(
     kind = choose_device()
     streams = 1 if kind == "cuda" else workers or len(os.sched_getaffinity(0))
     region = Region(opened.grid.window)
-    quantised = storage.cache_folder() / "int8" / f"{bundle.model_id[:24]}-{opened.input_id}.zip"
-    choice = choose_execution(bundle, kind, settings.precision, [(opened, region)], workers=streams, keep=quantised)
-    assert choice is not None
+    trial = prepare_trial(bundle, kind, settings.precision, [(opened, region)], workers=streams)
+    choice = trial.choose(trial.pays())
     resources = Resources(describe_device(kind), memory_allotted() // streams, streams)
     plan = make_plan(opened, region, bundle, settings, batch=batch, choice=choice, resources=resources)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
+        choice.keep(Path(folder, QUANTISED))
         results = segment_shards(plan, bundle, kind, Path(folder), streams)
         parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.part")) for shard in plan.shards()]
         failed = [window for result in results for window in result.failed]
@@ -301,9 +301,9 @@ def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, stream
         return list(pool.map(segment, largest_first(plan.shards())))
 
 
-def seconds_a_tile(plan: Plan, bundle: Bundle, out: str | Path) -> float:
-    """How long one tile of a plan takes on this machine: the second of two, on zeros. `out` is where the data set lies."""
-    engine = Engine(bundle, plan.device.split()[0], plan.execution(out), plan.layers)
+def seconds_a_tile(plan: Plan, bundle: Bundle, execution: Execution) -> float:
+    """How long one tile of a plan takes on this machine: the second of two, on zeros."""
+    engine = Engine(bundle, plan.device.split()[0], execution, plan.layers)
     height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
     blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
     with threads(plan.threads):

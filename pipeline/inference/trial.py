@@ -1,4 +1,4 @@
-"""Choose the engine and precision for scenes, by windows spread over them, before work on them begins."""
+"""Try engines and precisions on windows spread over the scenes of a run, before work on them begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.imagery.raster import Scene
 from pipeline.imagery.reader import SceneReader
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import Choice, Sample, Trial, choose
+from pipeline.models.choice import Sample, Trial
 from pipeline.models.engine import Scaling
 
 SIDE = 256  # px of a window
@@ -20,15 +20,14 @@ MOST, SHARE = 16, 8  # windows; and no more than one pixel in 8
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
 
-def choose_execution(
-    bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, keep: Path | None,
-    trial: Trial = "if it pays",
-) -> Choice | None:  # fmt: skip
-    """The engine and precision for new scenes of a run with that many workers, by `choose`."""
+def prepare_trial(
+    bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, kept: Path | None = None
+) -> Trial:
+    """A trial of engines for the new scenes of a run with that many workers; `kept` is where OUT keeps its int8 network."""
     pixels = sum(region.window.pixels for _, region in scenes)
     samples = [] if asked == "fp32" else list(_samples(bundle, scenes, pixels))
     threads = len(os.sched_getaffinity(0))
-    return choose(bundle, device, asked, samples, work_px=pixels / workers, keep=keep, threads=threads, trial=trial)
+    return Trial(bundle, device, asked, samples, work_px=pixels / workers, kept=kept, threads=threads)
 
 
 def _samples(bundle: Bundle, scenes: Sequence[tuple[Scene, Region]], pixels: int) -> Iterator[Sample]:

@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,9 +30,6 @@ SHORT_S = 20.0  # of work, with speeds remembered; less is done before an engine
 GAIN = 1.03  # an engine that has to be built must be faster by this
 
 
-Trial = Literal["if it pays", "never", "always"]
-
-
 class Sample(NamedTuple):
     """A window of a scene, to try engines on."""
 
@@ -47,44 +45,137 @@ class Choice:
     differing: float
     why: str
 
+    def keep(self, path: Path) -> None:
+        """Put an int8 network that was made for this choice where later runs find it, unless another run was first."""
+        if isinstance(self.execution.network, bytes):
+            storage.create(path, self.execution.network)
+
 
 REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
 
 
-def choose(
-    bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, keep: Path | None, threads: int = 1,
-    trial: Trial = "if it pays",
-) -> Choice | None:  # fmt: skip
-    """Choose for `work_px` pixels a stream, by what `samples` show; every second one of them calibrates int8.
+class Trial:
+    """What can run a bundle on a device in the precision that was asked for, and what is measured of it, each once.
 
-    With little work PyTorch's own engine does it, in the device's own precision if that is near enough to fp32. Where
-    building and measuring others pays, with `trial` "never" nothing is chosen: None. `keep` is where an int8 network is
-    found, or put when it is made; None: none is made. Speeds are measured once for a bundle, a device and versions, and
-    remembered in the user's cache. Raises Refused where what was asked for cannot be.
+    `samples` show what the scenes are like; every second one of them calibrates int8. `kept` is the int8 network that
+    there is already; where there is none, one is made. `work_px` is what a stream has to do.
+    Speeds are measured once for a bundle, a device and versions, and remembered in the user's cache.
+    Raises Refused for a precision that this machine does not have.
     """
-    _check_asked(asked, device)
-    if asked == "fp32":
-        return REFERENCE
-    tried = _Trial(bundle, device, samples, keep, threads)
-    plain = Execution("eager", asked if asked not in ("auto", "int8") else native_precision(device))
-    pays_s = SHORT_S if tried.remembered() else TRIAL_PAYS_S
-    worth = trial == "always" or asked == "int8" or work_px > tried.expected_speed(plain) * pays_s
-    if worth and trial == "never":
-        return None
-    candidates = [plain] if not worth else _candidates(asked, device, keep)
-    lacks = sorted({lack for engine in ENGINES if worth and (lack := missing(engine, device)) and device == "cpu"})
-    shares = {precision: tried.differing(precision) for precision in {candidate.precision for candidate in candidates}}
-    fitting = [one for one in candidates if asked not in ("auto", "int8") or shares[one.precision] <= DIFFERING]
-    if asked == "int8" and not fitting:
-        raise Refused(
-            f"--precision int8: {shares['int8']:.2%} of the classes differ from fp32 on windows of the scene, at most"
-            f" {DIFFERING:.1%} may: use --precision auto"
-        )
-    if asked == "auto" and plain not in fitting:
-        fitting.append(Execution())  # fp32 always fits
-    rates = {one: tried.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
-    best = max(fitting, key=lambda one: rates[one] * (GAIN if one.engine == "eager" else 1.0))
-    return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, worth), *lacks]))
+
+    def __init__(
+        self, bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, kept: Path | None = None,
+        threads: int = 1,
+    ):  # fmt: skip
+        _check_asked(asked, device)
+        self.bundle, self.device, self.asked, self.work_px, self.threads = bundle, device, asked, work_px, threads
+        self.kept = str(kept) if kept and kept.exists() else None
+        self.calibrating, self.judging = samples[1::2] or samples, [_selftest(bundle), *samples[::2]]
+        self._engines: dict[Execution, Engine] = {}
+        self._classes: dict[str, list[np.ndarray]] = {}
+        self._rates: dict[str, float] = {}
+        versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
+        about = [bundle.model_id, describe_device(device), processor_name(), *versions]
+        self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+
+    @property
+    def plain(self) -> Execution:
+        """PyTorch's own engine, in what was asked for or else in what the device computes fastest: nothing has to be built."""
+        return Execution("eager", self.asked if self.asked not in ("auto", "int8") else native_precision(self.device))
+
+    def pays(self) -> bool:
+        """Whether there is so much work that building and measuring other engines is worth its time."""
+        if self.asked in ("fp32", "int8"):
+            return self.asked == "int8"
+        return self.work_px > self.expected_speed(self.plain) * (SHORT_S if self.remembered() else TRIAL_PAYS_S)
+
+    def choose(self, others: bool) -> Choice:
+        """The fastest that is near enough to fp32, or that was asked for; without `others` PyTorch's own engine, if it is.
+
+        Raises Refused where int8 was asked for and differs too much.
+        """
+        if self.asked == "fp32":
+            return REFERENCE
+        free = self.asked in ("auto", "int8")
+        candidates = self._candidates() if others else [self.plain]
+        lacks = sorted({lack for engine in ENGINES if others and (lack := missing(engine, self.device)) and self.device == "cpu"})
+        shares = {precision: self.differing(precision) for precision in {candidate.precision for candidate in candidates}}
+        fitting = [one for one in candidates if not free or shares[one.precision] <= DIFFERING]
+        if self.asked == "int8" and not fitting:
+            raise Refused(
+                f"--precision int8: {shares['int8']:.2%} of the classes differ from fp32 on windows of the scene, at most"
+                f" {DIFFERING:.1%} may: use --precision auto"
+            )
+        if self.asked == "auto" and self.plain not in fitting:
+            fitting.append(Execution())  # fp32 always fits
+        rates = {one: self.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
+        best = max(fitting, key=lambda one: rates[one] * (GAIN if one.engine == "eager" else 1.0))
+        return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, others), *lacks]))
+
+    def _candidates(self) -> list[Execution]:
+        engines = () if self.asked == "int8" else ENGINES
+        found = [Execution(engine, self.plain.precision) for engine in engines if not missing(engine, self.device)]
+        if self.asked in ("auto", "int8") and not missing("openvino", self.device):
+            found.append(self._int8)
+        return found
+
+    @cached_property
+    def _int8(self) -> Execution:
+        """By the int8 network that is kept, or by a new one."""
+        if self.kept:
+            return Execution("openvino", "int8", self.kept)
+        inputs = (program_inputs([sample.pixels], sample.scaling, 1) for sample in self.calibrating)
+        with threads(self.threads):
+            return Execution("openvino", "int8", quantised(self.bundle, inputs))
+
+    def remembered(self) -> dict[str, float]:
+        """Pixels a second by precision and engine, as measured before."""
+        try:
+            return storage.read_json(self._file) or {}
+        except Refused:
+            return {}
+
+    def differing(self, precision: str) -> float:
+        """The share of classes that differ from fp32, over the judging samples and the bundle's self-test."""
+        pairs = list(zip(self._classified(precision), self._classified("fp32"), strict=True))
+        return sum(int((one != other).sum()) for one, other in pairs) / sum(one.size for one, _ in pairs)
+
+    def expected_speed(self, execution: Execution) -> float:
+        """Pixels a second of one stream, remembered or else as the samples went: near enough to see what is worth a trial."""
+        remembered = self.remembered().get(f"{execution.precision} {execution.engine}")
+        if remembered is None:
+            self._classified(execution.precision)
+        return remembered or self._rates[execution.precision] / self.threads
+
+    def _classified(self, precision: str) -> list[np.ndarray]:
+        """The classes of the judging samples in a precision, by the engine that needs no building."""
+        if precision not in self._classes:
+            engine = self._engine(self._int8 if precision == "int8" else Execution("eager", precision))
+            with threads(self.threads):
+                began = time.perf_counter()
+                self._classes[precision] = [_ids(engine, sample) for sample in self.judging]
+            pixels = sum(ids.size for ids in self._classes[precision])
+            self._rates[precision] = pixels / (time.perf_counter() - began)
+        return self._classes[precision]
+
+    def _engine(self, execution: Execution) -> Engine:
+        if execution not in self._engines:
+            self._engines[execution] = Engine(self.bundle, self.device, execution)
+        return self._engines[execution]
+
+    def speed(self, execution: Execution) -> float:
+        """Pixels a second of one stream, remembered from before or measured now: the best of three passes."""
+        name, known = f"{execution.precision} {execution.engine}", self.remembered()
+        if name not in known:
+            stride = self.bundle.reach.stride
+            side = ceil_to(TRIAL_PX, stride)
+            bands = len(self.bundle.bands)
+            blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
+            engine = self._engine(execution)
+            with threads(1):
+                known[name] = side * side / min(_seconds(engine, blank) for _ in range(3))
+            storage.replace_json(self._file, self.remembered() | known)
+        return known[name]
 
 
 def _why(best: Execution, rates: dict[Execution, float], shares: dict[str, float], worth: bool) -> str:
@@ -114,80 +205,6 @@ def _check_asked(asked: str, device: str) -> None:
 def native_precision(device: str) -> str:
     """The precision that a device computes fastest in without a network of its own."""
     return "bf16" if computes_in_bf16(device) else "fp16" if device == "cuda" else "fp32"
-
-
-def _candidates(asked: str, device: str, keep: Path | None) -> list[Execution]:
-    precision = native_precision(device) if asked == "auto" else asked
-    engines = () if asked == "int8" else ENGINES
-    found = [Execution(engine, precision) for engine in engines if not missing(engine, device)]
-    if asked in ("auto", "int8") and keep is not None and not missing("openvino", device):
-        found.append(Execution("openvino", "int8", str(keep)))
-    return found
-
-
-class _Trial:
-    """What is measured for a choice, each once."""
-
-    def __init__(self, bundle: Bundle, device: str, samples: Sequence[Sample], keep: Path | None, threads: int):
-        self.bundle, self.device, self.keep, self.threads = bundle, device, keep, threads
-        self.calibrating, self.judging = samples[1::2] or samples, [_selftest(bundle), *samples[::2]]
-        self._classes: dict[str, list[np.ndarray]] = {}
-        self._rates: dict[str, float] = {}
-        versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
-        about = [bundle.model_id, describe_device(device), processor_name(), *versions]
-        self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
-
-    def remembered(self) -> dict[str, float]:
-        """Pixels a second by precision and engine, as measured before."""
-        try:
-            return storage.read_json(self._file) or {}
-        except Refused:
-            return {}
-
-    def differing(self, precision: str) -> float:
-        """The share of classes that differ from fp32, over the judging samples and the bundle's self-test."""
-        pairs = list(zip(self._classified(precision), self._classified("fp32"), strict=True))
-        return sum(int((one != other).sum()) for one, other in pairs) / sum(one.size for one, _ in pairs)
-
-    def expected_speed(self, execution: Execution) -> float:
-        """Pixels a second of one stream, remembered or else as the samples went: near enough to see what is worth a trial."""
-        remembered = self.remembered().get(f"{execution.precision} {execution.engine}")
-        if remembered is None:
-            self._classified(execution.precision)
-        return remembered or self._rates[execution.precision] / self.threads
-
-    def _network(self) -> Path:
-        """The int8 network: the one that is kept, or a new one."""
-        assert self.keep is not None
-        inputs = (program_inputs([sample.pixels], sample.scaling, 1) for sample in self.calibrating)
-        with threads(self.threads):
-            return quantised(self.bundle, inputs, self.keep)
-
-    def _classified(self, precision: str) -> list[np.ndarray]:
-        """The classes of the judging samples in a precision, by the engine that needs no building."""
-        if precision not in self._classes:
-            execution = Execution("openvino", precision, str(self._network())) if precision == "int8" else Execution("eager", precision)
-            engine = Engine(self.bundle, self.device, execution)
-            with threads(self.threads):
-                began = time.perf_counter()
-                self._classes[precision] = [_ids(engine, sample) for sample in self.judging]
-            pixels = sum(ids.size for ids in self._classes[precision])
-            self._rates[precision] = pixels / (time.perf_counter() - began)
-        return self._classes[precision]
-
-    def speed(self, execution: Execution) -> float:
-        """Pixels a second of one stream, remembered from before or measured now: the best of three passes."""
-        name, known = f"{execution.precision} {execution.engine}", self.remembered()
-        if name not in known:
-            stride = self.bundle.reach.stride
-            side = ceil_to(TRIAL_PX, stride)
-            bands = len(self.bundle.bands)
-            blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
-            engine = Engine(self.bundle, self.device, execution)
-            with threads(1):
-                known[name] = side * side / min(_seconds(engine, blank) for _ in range(3))
-            storage.replace_json(self._file, self.remembered() | known)
-        return known[name]
 
 
 def _selftest(bundle: Bundle) -> Sample:

@@ -54,11 +54,11 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a network is run: by which engine, in which precision; `network` is the file of a quantised one (int8)."""
+    """How a network is run: by which engine, in which precision; `network` is the file of a quantised one (int8), or its bytes."""
 
     engine: str = "eager"
     precision: str = "fp32"
-    network: str | None = None
+    network: str | bytes | None = None
 
 
 class Engine:
@@ -128,8 +128,8 @@ class Engine:
         if key not in self._forwards:
             if len(self._forwards) >= SHAPES_KEPT:
                 self._forwards.popitem(last=False)
-            network = Path(self.execution.network) if self.execution.network else None
-            self._forwards[key] = build_forward(self._bundle, self.device.type, self.execution.engine, self.execution.precision, network)
+            how = self.execution
+            self._forwards[key] = build_forward(self._bundle, self.device.type, how.engine, how.precision, how.network)
         self._forwards.move_to_end(key)
         return self._forwards[key]
 

@@ -43,8 +43,9 @@ def missing(engine: str, device: str) -> str | None:
     return None
 
 
-def build_forward(bundle: Bundle, device: str, engine: str, precision: str, network: Path | None = None) -> Forward:
-    """A callable that runs the bundle's network on inputs of one shape; `network` is the quantised one for int8.
+def build_forward(bundle: Bundle, device: str, engine: str, precision: str, network: str | bytes | None = None) -> Forward:
+    """A callable that runs the bundle's network on inputs of one shape; `network` is the quantised one for int8, a file or
+    its bytes.
 
     Raises Refused where this machine cannot run the engine.
     """
@@ -52,7 +53,7 @@ def build_forward(bundle: Bundle, device: str, engine: str, precision: str, netw
     if lack:
         raise Refused(f"this was planned for the engine {engine}, and here is {lack}: install it, or start anew with --fresh")
     if engine == "openvino":
-        return _openvino(network or converted(bundle), precision)
+        return _openvino(network if isinstance(network, bytes) else Path(network or converted(bundle)).read_bytes(), precision)
     program = Program(bundle.network(), precision).eval().to(device)
     return _compiled(program) if engine == "compiled" else program
 
@@ -78,21 +79,19 @@ def converted(bundle: Bundle) -> Path:
     """The bundle's network in OpenVINO's format, fp32, made once a user and kept in the cache folder."""
     path = storage.cache_folder() / "openvino" / f"{bundle.model_id}.zip"
     if not path.exists():
-        _write_model(_convert(bundle), path)
+        storage.create(path, _archived(_convert(bundle)))
     return path
 
 
-def quantised(bundle: Bundle, samples: Iterable[Sequence[torch.Tensor]], path: Path) -> Path:
-    """Quantise the network to int8, with what `samples` show of its activations, and publish it once at `path`."""
-    if not path.exists():
-        with _quietly():
-            import nncf
+def quantised(bundle: Bundle, samples: Iterable[Sequence[torch.Tensor]]) -> bytes:
+    """The network in int8, quantised by what `samples` show of its activations: what the file of one holds."""
+    with _quietly():
+        import nncf
 
-        nncf.set_log_level(logging.ERROR)
-        data = nncf.Dataset([_arrays(inputs) for inputs in samples])
-        with _quietly():
-            _write_model(nncf.quantize(_convert(bundle), data), path)
-    return path
+    nncf.set_log_level(logging.ERROR)
+    data = nncf.Dataset([_arrays(inputs) for inputs in samples])
+    with _quietly():
+        return _archived(nncf.quantize(_convert(bundle), data))
 
 
 def _convert(bundle: Bundle) -> Any:
@@ -137,23 +136,24 @@ def _arrays(inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
     return [tensor.numpy() for tensor in (raw_BCHW.float(), *others)]
 
 
-def _write_model(model: Any, path: Path) -> None:
+def _archived(model: Any) -> bytes:
+    """A model of OpenVINO in one file."""
     import openvino
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, storage.discarded(storage.temporary(path.parent, path.name)) as finished:
+    finished = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(model, Path(folder, "network.xml"), compress_to_fp16=False)
         with zipfile.ZipFile(finished, "w") as archive:
             for name in ("network.xml", "network.bin"):
                 archive.writestr(zipfile.ZipInfo(name), Path(folder, name).read_bytes())  # without the time: same bytes twice
-        storage.publish_once(finished, path)
+    return finished.getvalue()
 
 
-def _openvino(path: Path, precision: str) -> Forward:
+def _openvino(archived: bytes, precision: str) -> Forward:
     """Compiled for the shape of its first call, on one thread: a stream a core."""
     import openvino
 
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+    with zipfile.ZipFile(io.BytesIO(archived)) as archive:
         xml, weights = (archive.read(f"network.{kind}") for kind in ("xml", "bin"))
     core = openvino.Core()
     model = core.read_model(xml, weights)

@@ -39,7 +39,7 @@ from pipeline.inference.cog import write_mask
 from pipeline.inference.plan import QUANTISED, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.segment import segment_shards
 from pipeline.inference.stages import totals
-from pipeline.inference.trial import choose_execution
+from pipeline.inference.trial import prepare_trial
 from pipeline.models import allocator
 from pipeline.models.bundle import load_bundle
 from pipeline.models.engine import Execution, choose_device, describe_device
@@ -123,8 +123,9 @@ def in_process(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job
     workers = 1 if kind == "cuda" else len(os.sched_getaffinity(0))
     asked = dict(zip(settings[::2], settings[1::2], strict=True))
     out.mkdir()
-    choice = choose_execution(model, kind, asked["--precision"], [(opened, region)], workers=workers, keep=out / QUANTISED)
-    assert choice is not None
+    trial = prepare_trial(model, kind, asked["--precision"], [(opened, region)], workers=workers)
+    choice = trial.choose(trial.pays())
+    choice.keep(out / QUANTISED)
     halo = int(asked["--halo"]) if asked["--halo"].isdigit() else asked["--halo"]
     wanted = Settings(precision=asked["--precision"], halo=halo)  # type: ignore[arg-type]
     resources = Resources(describe_device(kind), memory_allotted() // workers, workers)
@@ -161,8 +162,7 @@ def _bare_rate(path: Path, execution: Execution, tile: int) -> float:
     torch.set_num_threads(1)
     bundle, device = load_bundle(path), choose_device()
     side, bands = ceil_to(tile, bundle.reach.stride), len(bundle.bands)
-    network = Path(execution.network) if execution.network else None
-    forward = build_forward(bundle, device, execution.engine, execution.precision, network)
+    forward = build_forward(bundle, device, execution.engine, execution.precision, execution.network)
     inputs = (torch.randint(0, 9000, (1, bands, side, side), dtype=torch.int16), torch.ones(1, bands, side, side, dtype=torch.uint8))
     inputs = (*inputs, torch.full((1, bands, 1, 1), 1e-3), torch.zeros(1, bands, 1, 1))
     inputs = tuple(tensor.to(device) for tensor in inputs)

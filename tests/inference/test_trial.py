@@ -11,7 +11,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.region import Region
-from pipeline.inference.trial import MOST, SHARE, SIDE, _samples, _window, choose_execution
+from pipeline.inference.trial import MOST, SHARE, SIDE, _samples, _window, prepare_trial
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE
 from tests.toys import smooth_noise, write_scene
@@ -56,4 +56,5 @@ def test_windows_lie_on_the_stride_inside_the_padded_scene(unet: Bundle, tmp_pat
 def test_fp32_needs_no_windows(unet: Bundle, tmp_path: Path):
     scene = scene_of(tmp_path / "scene.tif", unet, smooth_noise(0, (3, 300, 300)))
     (tmp_path / "scene.tif").unlink()
-    assert choose_execution(unet, "cpu", "fp32", [scene], workers=1, keep=None) is REFERENCE
+    trial = prepare_trial(unet, "cpu", "fp32", [scene], workers=1)
+    assert not trial.pays() and trial.choose(others=False) is REFERENCE

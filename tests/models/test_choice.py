@@ -11,13 +11,19 @@ from pipeline.errors import Refused
 from pipeline.imagery.reader import Pixels
 from pipeline.models import choice
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import REFERENCE, Choice, Sample, choose
+from pipeline.models.choice import REFERENCE, Choice, Sample, Trial
 from pipeline.models.engine import Execution, Scaling
 from tests.toys import smooth_noise
 
 UNIT = Scaling((1 / 50,) * 3, (-128 / 50,) * 3)
 SAMPLES = [Sample(Pixels(smooth_noise(seed, (3, 128, 128)), None), UNIT) for seed in range(4)]
 MUCH, LITTLE = 1e15, 1.0  # px
+
+
+def choose(bundle: Bundle, asked: str, work_px: float, kept: Path | None = None) -> Choice:
+    """As a run does it."""
+    trial = Trial(bundle, "cpu", asked, SAMPLES, work_px=work_px, kept=kept)
+    return trial.choose(trial.pays())
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +38,15 @@ class Fakes:
         self.asked: list[str] = []
         monkeypatch.setattr(choice, "native_precision", lambda _: native)
         monkeypatch.setattr(choice, "missing", lambda engine, device: None)
-        monkeypatch.setattr(choice._Trial, "differing", lambda _, precision: shares.get(precision, 0.0))
-        monkeypatch.setattr(choice._Trial, "expected_speed", lambda *_: 1e6)
+        monkeypatch.setattr(choice, "quantised", lambda bundle, inputs: b"int8")
+        monkeypatch.setattr(choice.Trial, "differing", lambda _, precision: shares.get(precision, 0.0))
+        monkeypatch.setattr(choice.Trial, "expected_speed", lambda *_: 1e6)
 
         def speed(_: object, execution: Execution) -> float:
             self.asked.append(f"{execution.precision} {execution.engine}")
             return speeds[self.asked[-1]]
 
-        monkeypatch.setattr(choice._Trial, "speed", speed)
+        monkeypatch.setattr(choice.Trial, "speed", speed)
 
 
 SPEEDS = {"bf16 eager": 3e6, "bf16 compiled": 4e6, "bf16 openvino": 3.5e6, "int8 openvino": 7e6, "fp32 eager": 1e6}
@@ -47,60 +54,72 @@ SPEEDS = {"bf16 eager": 3e6, "bf16 compiled": 4e6, "bf16 openvino": 3.5e6, "int8
 
 def test_the_fastest_that_is_near_enough_wins(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Fakes(monkeypatch, {"int8": 0.004, "bf16": 0.001}, SPEEDS)
-    found = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=tmp_path / "int8.zip")
-    assert found and found.execution == Execution("openvino", "int8", str(tmp_path / "int8.zip")) and found.differing == 0.004
+    found = choose(unet, "auto", MUCH, tmp_path / "int8.zip")
+    assert found.execution == Execution("openvino", "int8", b"int8") and found.differing == 0.004
     assert "0.40% of classes differ from fp32 in int8" in found.why and "int8 openvino 7" in found.why
+
+
+def test_an_int8_network_is_kept_by_the_first_and_taken_by_the_next(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Fakes(monkeypatch, {}, SPEEDS)
+    kept = tmp_path / "out" / "int8.zip"
+    found = choose(unet, "int8", LITTLE, kept)
+    assert not kept.parent.exists()  # until the run says so
+    found.keep(kept)
+    assert kept.read_bytes() == b"int8"
+    monkeypatch.setattr(choice, "quantised", lambda bundle, inputs: b"another")
+    assert choose(unet, "int8", LITTLE, kept).execution.network == str(kept)
+    choose(unet, "int8", LITTLE).keep(kept)
+    assert kept.read_bytes() == b"int8"
 
 
 def test_what_differs_too_much_is_not_even_timed(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fakes = Fakes(monkeypatch, {"int8": 0.006, "bf16": 0.001}, SPEEDS)
-    found = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=tmp_path / "int8.zip")
-    assert found and found.execution == Execution("compiled", "bf16") and "int8 openvino" not in fakes.asked
+    found = choose(unet, "auto", MUCH, tmp_path / "int8.zip")
+    assert found.execution == Execution("compiled", "bf16") and "int8 openvino" not in fakes.asked
 
 
 def test_fp32_always_fits(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
     Fakes(monkeypatch, {"int8": 0.1, "bf16": 0.1}, SPEEDS)
-    found = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=None)
-    assert found and found.execution == Execution()
+    found = choose(unet, "auto", MUCH)
+    assert found.execution == Execution()
 
 
 def test_an_engine_that_must_be_built_has_to_gain_something(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
-    Fakes(monkeypatch, {}, SPEEDS | {"bf16 compiled": 3.05e6, "bf16 openvino": 3.0e6})
-    found = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=None)
-    assert found and found.execution == Execution("eager", "bf16")
+    Fakes(monkeypatch, {}, SPEEDS | {"bf16 compiled": 3.05e6, "bf16 openvino": 3.0e6, "int8 openvino": 2e6})
+    found = choose(unet, "auto", MUCH)
+    assert found.execution == Execution("eager", "bf16")
 
 
 def test_little_work_is_not_worth_a_trial(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
     fakes = Fakes(monkeypatch, {"bf16": 0.001}, SPEEDS)
-    found = choose(unet, "cpu", "auto", SAMPLES, work_px=LITTLE, keep=None)
-    assert found and found.execution == Execution("eager", "bf16") and not fakes.asked and "too little work" in found.why
-    assert choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=None, trial="never") is None
+    found = choose(unet, "auto", LITTLE)
+    assert found.execution == Execution("eager", "bf16") and not fakes.asked and "too little work" in found.why
     Fakes(monkeypatch, {"bf16": 0.02}, SPEEDS)
-    poor = choose(unet, "cpu", "auto", SAMPLES, work_px=LITTLE, keep=None)
-    assert poor and poor.execution == Execution()
+    poor = choose(unet, "auto", LITTLE)
+    assert poor.execution == Execution()
 
 
 def test_a_precision_that_was_asked_for_is_kept(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Fakes(monkeypatch, {"int8": 0.006, "bf16": 0.2}, SPEEDS)
-    assert choose(unet, "cpu", "fp32", [], work_px=MUCH, keep=None) == REFERENCE
-    found = choose(unet, "cpu", "bf16", SAMPLES, work_px=MUCH, keep=None)
-    assert found and found.execution == Execution("compiled", "bf16")
+    assert choose(unet, "fp32", MUCH) == REFERENCE
+    found = choose(unet, "bf16", MUCH)
+    assert found.execution == Execution("compiled", "bf16")
     with pytest.raises(Refused, match=r"--precision int8: 0\.60% of the classes differ from fp32 .* at most 0\.5% may"):
-        choose(unet, "cpu", "int8", SAMPLES, work_px=LITTLE, keep=tmp_path / "int8.zip")
+        choose(unet, "int8", LITTLE, tmp_path / "int8.zip")
     with pytest.raises(Refused, match="--precision fp16: is for GPUs"):
-        choose(unet, "cpu", "fp16", SAMPLES, work_px=LITTLE, keep=None)
+        choose(unet, "fp16", LITTLE)
     with pytest.raises(Refused, match="--precision fp8: unknown"):
-        choose(unet, "cpu", "fp8", SAMPLES, work_px=LITTLE, keep=None)
+        choose(unet, "fp8", LITTLE)
 
 
 def test_without_a_compiler_or_openvino_others_are_chosen_and_it_is_said(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
     Fakes(monkeypatch, {}, SPEEDS)
     lacks = {"compiled": "no C++ compiler", "openvino": "OpenVINO is not installed"}
     monkeypatch.setattr(choice, "missing", lambda engine, device: lacks.get(engine))
-    found = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=None)
-    assert found and found.execution == Execution("eager", "bf16") and all(lack in found.why for lack in lacks.values())
+    found = choose(unet, "auto", MUCH)
+    assert found.execution == Execution("eager", "bf16") and all(lack in found.why for lack in lacks.values())
     with pytest.raises(Refused, match="--precision int8: OpenVINO is not installed"):
-        choose(unet, "cpu", "int8", SAMPLES, work_px=MUCH, keep=None)
+        choose(unet, "int8", MUCH)
 
 
 def test_a_trial_measures_and_remembers(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,19 +128,22 @@ def test_a_trial_measures_and_remembers(unet: Bundle, tmp_path: Path, monkeypatc
     monkeypatch.setattr(choice, "TRIAL_PX", 64)
     monkeypatch.setattr(choice, "DIFFERING", 1.0)
     monkeypatch.setattr(choice, "missing", lambda engine, device: "left out of this test" if engine == "compiled" else None)
-    first = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=tmp_path / "int8.zip")
-    assert first and (tmp_path / "int8.zip").exists() and "differ from fp32 in int8" in first.why
+    first = choose(unet, "auto", MUCH)
+    first.keep(tmp_path / "int8.zip")
+    assert "differ from fp32 in int8" in first.why
     (file,) = (tmp_path / "cache" / "tilewright" / "speeds").iterdir()
-    speeds, kept = file.read_text(), (tmp_path / "int8.zip").read_bytes()
+    speeds = file.read_text()
     assert "int8 openvino" in speeds
     monkeypatch.setattr(choice, "_seconds", lambda *_: pytest.fail("a speed was measured again"))
-    again = choose(unet, "cpu", "auto", SAMPLES, work_px=MUCH, keep=tmp_path / "int8.zip")
-    assert isinstance(again, Choice) and again == first
-    assert file.read_text() == speeds and (tmp_path / "int8.zip").read_bytes() == kept
+    again = choose(unet, "auto", MUCH, tmp_path / "int8.zip")
+    assert again.why == first.why and again.differing == first.differing
+    if first.execution.precision == "int8":
+        assert again.execution.network == str(tmp_path / "int8.zip")
+    assert file.read_text() == speeds
 
 
 def test_differences_are_those_of_classes(unet: Bundle):
-    trial = choice._Trial(unet, "cpu", SAMPLES, None, 1)
+    trial = Trial(unet, "cpu", "auto", SAMPLES, work_px=MUCH)
     assert trial.differing("fp32") == 0.0
     assert 0.0 < trial.differing("bf16") < 0.1
     blank = trial._classes["bf16"][1].copy()
