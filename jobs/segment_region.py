@@ -217,7 +217,8 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
         print(f"  {plan.precision} by {plan.engine} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
         print(f"  why: {plan.choice}")
         print(f"  memory {plan.memory_bytes / GIB:.2f} GiB a worker, disk at most {plan.disk_bytes / MIB:.0f} MiB")
-        print(f"  about {clock(plan.tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
+        tiles = plan.redundancy * window.pixels / (min(plan.tile, plan.padded_height) * min(plan.tile, plan.padded_width))
+        print(f"  about {clock(tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
 
 
 def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]]], refusals: Mapping[str, str], out: Path) -> None:

@@ -76,15 +76,18 @@ def ceil_to(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def spans(inside: Span, length: int, tile: int, halo: int) -> Iterator[tuple[Span, Span]]:
+def spans(inside: Span, length: int, tile: int, halo: int, trim: int | None = None) -> Iterator[tuple[Span, Span]]:
     """Cut the span `inside` of an axis of `length` px into cores, each read with `halo` px of context.
 
-    Yields (read, core) pairs. Cores cover `inside` exactly once, in order. Every read is min(tile, length) px long
-    and lies in [0, length); it holds its core and `halo` px on either side of it, or ends where the axis ends.
+    Yields (read, core) pairs. Cores cover `inside` exactly once, in order. Every read lies in [0, length); it holds its
+    core and `halo` px on either side of it, or ends where the axis ends. It is min(tile, length) px long, or with `trim`,
+    the network's stride, no longer than that takes.
     When `length`, `inside.start`, `tile` and `halo` are multiples of the network's stride, so is every read's start.
 
-    >>> list(spans(Span(0, 10), 10, tile=6, halo=1))       # the last tile slides back: it never leaves the axis
-    [(Span(start=0, stop=6), Span(start=0, stop=5)), (Span(start=4, stop=10), Span(start=5, stop=10))]
+    >>> list(spans(Span(0, 9), 9, tile=6, halo=1))       # the last tile slides back: it never leaves the axis
+    [(Span(start=0, stop=6), Span(start=0, stop=5)), (Span(start=3, stop=9), Span(start=5, stop=9))]
+    >>> list(spans(Span(0, 9), 9, tile=6, halo=1, trim=1))
+    [(Span(start=0, stop=6), Span(start=0, stop=5)), (Span(start=4, stop=9), Span(start=5, stop=9))]
     """
     if not 0 <= 2 * halo < tile:
         raise ValueError(f"need 0 <= 2 * halo < tile, got halo={halo} px, tile={tile} px")
@@ -95,18 +98,20 @@ def spans(inside: Span, length: int, tile: int, halo: int) -> Iterator[tuple[Spa
         read = Span(read_start, read_start + size)
         stop = length if read.stop == length else read.stop - halo
         core = Span(start, min(stop, inside.stop))
+        if trim:
+            read = Span(max(read.start, core.start - halo), min(read.stop, ceil_to(core.stop, trim) + halo))
         yield read, core
         start = core.stop
 
 
-def tile_rows(shard: Window, padded_height: int, padded_width: int, tile: int, halo: int) -> Iterator[list[Tile]]:
+def tile_rows(shard: Window, padded_height: int, padded_width: int, tile: int, halo: int, trim: int | None = None) -> Iterator[list[Tile]]:
     """The tiles of a shard, a list for each row of tiles, from top to bottom.
 
     `padded_height` and `padded_width` are the scene's size padded to the stride: reads may reach into the padding,
-    cores never leave `shard`. All reads of a scene have one shape.
+    cores never leave `shard`. All reads of a scene have one shape, or with `trim`, the stride, the smallest that will do.
     """
-    columns = list(spans(shard.cols, padded_width, tile, halo))
-    for read_rows, core_rows in spans(shard.rows, padded_height, tile, halo):
+    columns = list(spans(shard.cols, padded_width, tile, halo, trim))
+    for read_rows, core_rows in spans(shard.rows, padded_height, tile, halo, trim):
         yield [Tile(Window.of(read_rows, read), Window.of(core_rows, core)) for read, core in columns]
 
 

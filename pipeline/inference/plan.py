@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import rasterio
@@ -92,20 +92,29 @@ class Plan:
         return shards(self.region.window, self.shard)
 
     def tile_rows(self, shard: Window) -> list[list[Tile]]:
-        return list(tile_rows(shard, self.padded_height, self.padded_width, self.tile, self.halo))
+        return list(tile_rows(shard, self.padded_height, self.padded_width, self.tile, self.halo, self.trim))
+
+    @property
+    def trim(self) -> int | None:
+        """The stride where tiles are only as large as they must be: PyTorch's own engine takes any shape, the others one."""
+        return _trim(self.engine, self.batch, self.stride)
 
     def shard_name(self, shard: Window) -> str:
         return f"r{shard.row // self.shard:05d}c{shard.col // self.shard:05d}"
 
     @property
     def tiles(self) -> int:
-        rows, cols = _tile_counts(self.region.window, self.scene.grid, self.stride, self.shard, self.tile, self.halo)
-        return rows * cols
+        rows, cols = self._cuts()
+        return sum(rows.tiles) * sum(cols.tiles)
 
     @property
     def redundancy(self) -> float:
         """Pixels that go through the network for each pixel of the region."""
-        return redundancy(self.region.window, self.scene.grid, self.stride, self.shard, self.tile, self.halo)
+        rows, cols = self._cuts()
+        return sum(rows.read) * sum(cols.read) / self.region.window.pixels
+
+    def _cuts(self) -> tuple[_Cuts, _Cuts]:
+        return _cuts(self.region.window, self.scene.grid, self.stride, self.shard, self.tile, self.halo, self.trim)
 
     @property
     def disk_bytes(self) -> int:
@@ -178,7 +187,7 @@ def make_plan(
     asked = settings.tile
     if asked != "auto" and (asked % stride or asked <= 2 * halo):
         raise Refused(f"--tile {asked}: must be a multiple of the network's stride {stride} px and above twice the halo of {halo} px")
-    shard, tile = _best_sizes(scene, region, stride, halo, settings, memory, resources)
+    shard, tile = _best_sizes(scene, region, stride, halo, _trim(execution.engine, size, stride), settings, memory, resources)
     cache = _cache_bytes(scene, shard, tile, halo)
     if memory(tile, shard) > budget_bytes:
         raise Refused(
@@ -221,25 +230,30 @@ def memory_allotted() -> int:
         return 8 * GIB
 
 
-def redundancy(region: Window, grid: Grid, stride: int, shard: int, tile: int, halo: int) -> float:
-    """Pixels that go through the network for each pixel of `region`."""
-    rows, cols = _tile_counts(region, grid, stride, shard, tile, halo)
-    read_height, read_width = (min(tile, ceil_to(length, stride)) for length in (grid.height, grid.width))
-    return rows * read_height * cols * read_width / region.pixels
+def _trim(engine: str, batch: int, stride: int) -> int | None:
+    return stride if engine == "eager" and batch == 1 else None
 
 
-def _tile_counts(region: Window, grid: Grid, stride: int, shard: int, tile: int, halo: int) -> tuple[int, int]:
-    """Rows and columns of tiles over the region, each shard cut on its own."""
-    rows, cols = _counts(region.rows, grid.height, stride, shard, tile, halo), _counts(region.cols, grid.width, stride, shard, tile, halo)
-    return sum(rows), sum(cols)
+class _Cuts(NamedTuple):
+    """How one axis is cut: in each shard the number of tiles, and the pixels that they read."""
+
+    tiles: tuple[int, ...]
+    read: tuple[int, ...]
+
+
+def _cuts(region: Window, grid: Grid, stride: int, shard: int, tile: int, halo: int, trim: int | None) -> tuple[_Cuts, _Cuts]:
+    """How the rows and the columns of a region are cut, each shard on its own."""
+    axes = ((region.rows, grid.height), (region.cols, grid.width))
+    rows, cols = (_axis_cuts(inside, ceil_to(length, stride), shard, tile, halo, trim) for inside, length in axes)
+    return rows, cols
 
 
 @lru_cache(10_000)
-def _counts(inside: Span, length: int, stride: int, shard: int, tile: int, halo: int) -> tuple[int, ...]:
-    """Tiles along one axis, in each shard."""
+def _axis_cuts(inside: Span, length: int, shard: int, tile: int, halo: int, trim: int | None) -> _Cuts:
     starts = range(inside.start // shard * shard, inside.stop, shard)
-    cuts = (Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts)
-    return tuple(sum(1 for _ in spans(cut, ceil_to(length, stride), tile, halo)) for cut in cuts)
+    pieces = [Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts]
+    reads = [[read.length for read, _ in spans(piece, length, tile, halo, trim)] for piece in pieces]
+    return _Cuts(tuple(map(len, reads)), tuple(map(sum, reads)))
 
 
 def _halo(asked: int | str, bundle: Bundle) -> int:
@@ -262,7 +276,8 @@ def _check_shard(asked: int) -> int:
 
 
 def _best_sizes(
-    scene: Scene, region: Region, stride: int, halo: int, settings: Settings, memory: Callable[[int, int], int], resources: Resources
+    scene: Scene, region: Region, stride: int, halo: int, trim: int | None, settings: Settings, memory: Callable[[int, int], int],
+    resources: Resources,
 ) -> tuple[int, int]:  # fmt: skip
     """The shard and the tile with the least estimated work among those that fit in memory.
 
@@ -277,11 +292,10 @@ def _best_sizes(
         octaves = math.log2(tile / 512)
         slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
         shard_px = min(shard, region.window.height) * min(shard, region.window.width)
-        rows = _counts(region.window.rows, scene.grid.height, stride, shard, tile, halo)
-        cols = _counts(region.window.cols, scene.grid.width, stride, shard, tile, halo)
-        idle = idle_share(rows, cols, resources.workers) * region.window.pixels / pixels
+        rows, cols = _cuts(region.window, scene.grid, stride, shard, tile, halo, trim)
+        idle = idle_share(rows.read, cols.read, resources.workers) * region.window.pixels / pixels
         calls = SHARD_S * RATES[resources.kind] / shard_px
-        return redundancy(region.window, scene.grid, stride, shard, tile, halo) * slower * (1 + idle) + calls
+        return sum(rows.read) * sum(cols.read) / region.window.pixels * slower * (1 + idle) + calls
 
     found = [(shard, tile) for shard in asked_shards for tile in _tiles(scene, stride, halo, shard, settings.tile)]
     fitting = [sizes for sizes in found if memory(sizes[1], sizes[0]) <= resources.budget_bytes]
@@ -291,14 +305,14 @@ def _best_sizes(
 def idle_share(rows: Sequence[int], cols: Sequence[int], workers: int) -> float:
     """The time that workers wait for the last one, against what they work, where the largest shards are done first.
 
-    `rows` and `cols` are the tiles along each axis, in each shard.
+    `rows` and `cols` are what is read along each axis, in each shard.
     """
     count = len(rows) * len(cols)
     if count > MANY_SHARDS * workers:
         return workers / (2 * count)
     loads = [0] * workers
-    for tiles in sorted((down * across for down in rows for across in cols), reverse=True):
-        heapq.heapreplace(loads, loads[0] + tiles)
+    for load in sorted((down * across for down in rows for across in cols), reverse=True):
+        heapq.heapreplace(loads, loads[0] + load)
     return max(loads) * workers / sum(loads) - 1
 
 

@@ -37,7 +37,7 @@ CACHE = PROJECT / ".bench"
 ZION = PROJECT / "jobs" / "demo" / "zion"
 ARGUMENTS: dict[str, dict[str, Any]] = {"unet": {"width": 64, "depth": 4}}
 TEST = Span(936, 1128)  # columns held out, as for the demo's own model
-STEPS, BATCH, WINDOW, LEARNING_RATE = 120, 8, 128, 1e-3
+STEPS, BATCH, WINDOW, LEARNING_RATE = 480, 8, 128, 1e-3
 SAMPLE = Window(200, 200, 512, 512)  # of the training block, for the self-test
 
 

@@ -60,14 +60,14 @@ def random_cut(chance: random.Random) -> Cut:
     return Cut(height, width, tile, halo, chance.choice([512, 1024, 2048]), stride, region)
 
 
-def check_law_1(cut: Cut) -> int:
+def check_law_1(cut: Cut, trimmed: bool) -> int:
     """Assert all that law 1 says of one cut; returns its number of tiles."""
     region = cut.region or Window(0, 0, cut.height, cut.width)
     padded_height, padded_width = ceil_to(cut.height, cut.stride), ceil_to(cut.width, cut.stride)
     owners_HW = np.zeros((cut.height, cut.width), np.uint8)
     shapes, tiles = set(), 0
     for shard in shards(region, cut.shard):
-        for row in tile_rows(shard, padded_height, padded_width, cut.tile, cut.halo):
+        for row in tile_rows(shard, padded_height, padded_width, cut.tile, cut.halo, cut.stride if trimmed else None):
             for read, core in row:
                 tiles += 1
                 shapes.add((read.height, read.width))
@@ -79,21 +79,27 @@ def check_law_1(cut: Cut) -> int:
                     assert 0 <= read_span.start <= core_span.start < core_span.stop <= read_span.stop <= length
                     assert read_span.start == 0 or core_span.start - read_span.start >= cut.halo
                     assert read_span.stop == length or read_span.stop - core_span.stop >= cut.halo
+                    if trimmed:
+                        assert core_span.start - read_span.start <= cut.halo
+                        assert read_span.stop - core_span.stop < cut.halo + cut.stride and read_span.length % cut.stride == 0
     expected_HW = np.zeros_like(owners_HW)
     expected_HW[region.slices()] = 1
     assert np.array_equal(owners_HW, expected_HW), "each pixel of the region has one owner, the others none"
-    assert shapes == {(min(cut.tile, padded_height), min(cut.tile, padded_width))}, "all reads of a scene have one shape"
+    largest = min(cut.tile, padded_height), min(cut.tile, padded_width)
+    assert all(height <= largest[0] and width <= largest[1] for height, width in shapes)
+    assert trimmed or shapes == {largest}, "all reads of a scene have one shape"
     return tiles
 
 
+@pytest.mark.parametrize("trimmed", [False, True])
 @pytest.mark.parametrize("cut", AWKWARD, ids=str)
-def test_law_1_on_awkward_sizes(cut: Cut):
-    check_law_1(cut)
+def test_law_1_on_awkward_sizes(cut: Cut, trimmed: bool):
+    check_law_1(cut, trimmed)
 
 
 def test_law_1_on_three_thousand_random_cuts():
     chance = random.Random(20)
-    assert sum(check_law_1(random_cut(chance)) for _ in range(3000)) > 30_000
+    assert sum(check_law_1(random_cut(chance), trimmed=chance.random() < 0.5) for _ in range(3000)) > 30_000
 
 
 def test_a_regions_tiles_near_its_middle_are_the_scenes():
