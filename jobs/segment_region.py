@@ -203,21 +203,22 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
     new = [(opened.scene, opened.region) for opened, plan in zip(scenes, before, strict=True) if plan is None]
     trial = prepare_trial(bundle, kind, request.settings.precision, new, workers=workers, kept=request.out / QUANTISED)
     choice = trial.choose(trial.pays()) if new else REFERENCE
-    seconds: dict[tuple[int, str, str], float] = {}
+    seconds: dict[tuple[int, int, str, str], float] = {}
     for opened, planned in zip(scenes, before, strict=True):
         plan = planned or plan_scene(opened, bundle, request, choice, resources)
         execution = planned.execution(request.out) if planned else replace(choice.execution, engine=plan.engine)
-        key = (plan.tile, plan.precision, plan.engine)
+        key = (*plan.tile, plan.precision, plan.engine)
         if key not in seconds:
             seconds[key] = seconds_a_tile(plan, bundle, execution)
         window = plan.region.window
         print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
         print(f"  {len(plan.shards())} shards of {plan.shard} px")
-        print(f"  {plan.tiles} tiles of {plan.tile} px, halo {plan.halo} px, batch {plan.batch}")
+        print(f"  {plan.tiles} tiles of {plan.tile[0]} x {plan.tile[1]} px, halo {plan.halo} px, batch {plan.batch}")
         print(f"  {plan.precision} by {plan.engine} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
         print(f"  why: {plan.choice}")
         print(f"  memory {plan.memory_bytes / GIB:.2f} GiB a worker, disk at most {plan.disk_bytes / MIB:.0f} MiB")
-        tiles = plan.redundancy * window.pixels / (min(plan.tile, plan.padded_height) * min(plan.tile, plan.padded_width))
+        tile_px = min(plan.tile[0], plan.padded_height) * min(plan.tile[1], plan.padded_width)
+        tiles = plan.redundancy * window.pixels / tile_px
         print(f"  about {clock(tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
 
 

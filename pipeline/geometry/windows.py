@@ -104,14 +104,16 @@ def spans(inside: Span, length: int, tile: int, halo: int, trim: int | None = No
         start = core.stop
 
 
-def tile_rows(shard: Window, padded_height: int, padded_width: int, tile: int, halo: int, trim: int | None = None) -> Iterator[list[Tile]]:
-    """The tiles of a shard, a list for each row of tiles, from top to bottom.
+def tile_rows(
+    shard: Window, padded_height: int, padded_width: int, tile: tuple[int, int], halo: int, trim: int | None = None
+) -> Iterator[list[Tile]]:
+    """The tiles of a shard, a list for each row of tiles, from top to bottom; `tile` is their height and width.
 
     `padded_height` and `padded_width` are the scene's size padded to the stride: reads may reach into the padding,
     cores never leave `shard`. All reads of a scene have one shape, or with `trim`, the stride, the smallest that will do.
     """
-    columns = list(spans(shard.cols, padded_width, tile, halo, trim))
-    for read_rows, core_rows in spans(shard.rows, padded_height, tile, halo, trim):
+    columns = list(spans(shard.cols, padded_width, tile[1], halo, trim))
+    for read_rows, core_rows in spans(shard.rows, padded_height, tile[0], halo, trim):
         yield [Tile(Window.of(read_rows, read), Window.of(core_rows, core)) for read, core in columns]
 
 

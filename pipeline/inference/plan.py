@@ -24,12 +24,13 @@ from pipeline.models.choice import Choice
 from pipeline.models.engine import Execution, Scaling, layer_count
 
 Auto = Literal["auto"]
+TileSize = tuple[int, int]  # height and width in px
 QUANTISED = "int8.openvino.zip"  # in OUT: the int8 network that its scenes share
 MIB, GIB = 2**20, 2**30
 AUTO_SHARDS = {"cpu": (1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}  # px
 NEAR = 0.01  # of the work: where a larger shard gains less, a smaller one loses less when it is cut short
 SMALLEST_TILE, TILE_STEP = 64, 128  # px, for `auto`: the sizes that are compared
-LARGEST_CORE = 2048  # px, for `auto`: beyond it memory grows and overlap hardly falls
+LARGEST_CORE = 2048, 4096  # px of height and width, for `auto`: beyond it memory grows and overlap hardly falls
 MANY_SHARDS = 64  # a worker: half a shard each is near enough then
 SHARD_S = 0.03  # that a shard costs an actor beside its pixels
 RATES = {"cpu": 0.5e6, "cuda": 300e6}  # pixels a second of one worker, to weigh that against
@@ -63,7 +64,7 @@ class Plan:
     region: Region
     model_id: str
     stride: int
-    tile: int
+    tile: TileSize
     halo: int
     batch: int
     shard: int
@@ -140,6 +141,7 @@ class Plan:
             }),
             "region": Region(Window(*region["window"]), region["geometry"]),
             "layers": tuple(content["layers"]),
+            "tile": tuple(content["tile"]),
         })  # fmt: skip
 
     def execution(self, out: str | Path) -> Execution:
@@ -180,7 +182,7 @@ def make_plan(
         raise Refused(f"--batch {size}: must be at least 1")
     layers = layer_count(settings.layers, len(bundle.classes))
 
-    def memory(tile: int, shard: int) -> int:
+    def memory(tile: TileSize, shard: int) -> int:
         working = _memory_bytes(scene, bundle, execution, tile, halo, size, shard, layers)
         return working + _cache_bytes(scene, shard, tile, halo)
 
@@ -195,7 +197,7 @@ def make_plan(
             f" choose a smaller --tile, --shard or --batch, or fewer --workers, or raise --memory"
             + (f"; its blocks alone take {cache / GIB:.1f} GiB: make it a COG first (rio cogeo create)" if cache > budget_bytes / 2 else "")
         )
-    small = min(scene.grid.height, scene.grid.width) <= tile and execution.engine == "compiled"
+    small = execution.engine == "compiled" and (scene.grid.height <= tile[0] or scene.grid.width <= tile[1])
     return Plan(
         scene=scene, region=region, model_id=bundle.model_id, stride=stride, tile=tile, halo=halo, batch=size, shard=shard,
         engine="eager" if small else execution.engine, precision=execution.precision,
@@ -241,10 +243,10 @@ class _Cuts(NamedTuple):
     read: tuple[int, ...]
 
 
-def _cuts(region: Window, grid: Grid, stride: int, shard: int, tile: int, halo: int, trim: int | None) -> tuple[_Cuts, _Cuts]:
+def _cuts(region: Window, grid: Grid, stride: int, shard: int, tile: TileSize, halo: int, trim: int | None) -> tuple[_Cuts, _Cuts]:
     """How the rows and the columns of a region are cut, each shard on its own."""
-    axes = ((region.rows, grid.height), (region.cols, grid.width))
-    rows, cols = (_axis_cuts(inside, ceil_to(length, stride), shard, tile, halo, trim) for inside, length in axes)
+    axes = ((region.rows, grid.height, tile[0]), (region.cols, grid.width, tile[1]))
+    rows, cols = (_axis_cuts(inside, ceil_to(length, stride), shard, size, halo, trim) for inside, length, size in axes)
     return rows, cols
 
 
@@ -276,20 +278,20 @@ def _check_shard(asked: int) -> int:
 
 
 def _best_sizes(
-    scene: Scene, region: Region, stride: int, halo: int, trim: int | None, settings: Settings, memory: Callable[[int, int], int],
-    resources: Resources,
-) -> tuple[int, int]:  # fmt: skip
+    scene: Scene, region: Region, stride: int, halo: int, trim: int | None, settings: Settings,
+    memory: Callable[[TileSize, int], int], resources: Resources,
+) -> tuple[int, TileSize]:  # fmt: skip
     """The shard and the tile with the least estimated work among those that fit in memory.
 
-    Overlap falls with the tile, which cannot be larger than its shard; large shards leave workers idle at the end of a
-    run, half a shard each; small ones cost calls.
+    Overlap falls with the tile, which cannot be larger than its shard, and may be wider than high, since a strip of wide
+    tiles is finished sooner; large shards leave workers idle at the end of a run, half a shard each; small ones cost calls.
     """
     asked_shards = AUTO_SHARDS[resources.kind] if settings.shard == "auto" else [_check_shard(settings.shard)]
     pixels = max(resources.pixels, region.window.pixels)
 
-    def work(sizes: tuple[int, int]) -> float:
+    def work(sizes: tuple[int, TileSize]) -> float:
         shard, tile = sizes
-        octaves = math.log2(tile / 512)
+        octaves = math.log2(math.sqrt(tile[0] * tile[1]) / 512)
         slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
         shard_px = min(shard, region.window.height) * min(shard, region.window.width)
         rows, cols = _cuts(region.window, scene.grid, stride, shard, tile, halo, trim)
@@ -316,22 +318,29 @@ def idle_share(rows: Sequence[int], cols: Sequence[int], workers: int) -> float:
     return max(loads) * workers / sum(loads) - 1
 
 
-def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) -> list[int]:
+def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) -> list[TileSize]:
     """The tile sizes that are worth a thought for a shard, or the one that was asked for."""
     if asked != "auto":
-        return [asked]
-    smallest = ceil_to(max(2 * halo + stride, SMALLEST_TILE), stride)
+        return [(asked, asked)]
+    heights, widths = (_lengths(scene, stride, halo, min(shard, largest)) for largest in LARGEST_CORE)
+    return [(height, width) for height in heights for width in widths if height <= width]
+
+
+def _lengths(scene: Scene, stride: int, halo: int, largest_core: int) -> list[int]:
+    """A tile's lengths along one axis."""
+    smallest, largest = (ceil_to(core + 2 * halo, stride) for core in (max(stride, SMALLEST_TILE - 2 * halo), largest_core))
     whole = max(ceil_to(scene.grid.height, stride), ceil_to(scene.grid.width, stride))
-    largest = min(shard, LARGEST_CORE) + 2 * halo
-    usual = [shard // count + rim for count in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64) for rim in (halo, 2 * halo)]  # at an edge, or inside
+    usual = [
+        largest_core // count + rim for count in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64) for rim in (halo, 2 * halo)
+    ]  # at an edge, or inside
     sizes = {ceil_to(size, stride) for size in (*usual, whole, *range(smallest, largest, TILE_STEP))}
-    return sorted(size for size in sizes if smallest <= size <= min(whole, ceil_to(largest, stride))) or [max(smallest, whole)]
+    return sorted(size for size in sizes if smallest <= size <= min(whole, largest)) or [max(smallest, whole)]
 
 
-def _cache_bytes(scene: Scene, shard: int, tile: int, halo: int) -> int:
+def _cache_bytes(scene: Scene, shard: int, tile: TileSize, halo: int) -> int:
     """What GDAL must keep so that no block is decoded twice: the blocks under one row of a shard's tiles."""
     block_height, block_width = scene.block
-    height = min(scene.grid.height, tile + 2 * block_height)
+    height = min(scene.grid.height, tile[0] + 2 * block_height)
     width = min(scene.grid.width, shard + 2 * halo + 2 * block_width)
     return max(64 * MIB, ceil_to(height, block_height) * ceil_to(width, block_width) * len(scene.bands) * _file_itemsize(scene))
 
@@ -340,16 +349,20 @@ def _file_itemsize(scene: Scene) -> int:
     return max(np.dtype(band.dtype).itemsize for band in scene.bands)
 
 
-def _memory_bytes(scene: Scene, bundle: Bundle, execution: Execution, tile: int, halo: int, batch: int, shard: int, layers: int) -> int:
+def _memory_bytes(
+    scene: Scene, bundle: Bundle, execution: Execution, tile: TileSize, halo: int, batch: int, shard: int, layers: int
+) -> int:
     """The peak of one actor, which has two shards under way, without GDAL's cache."""
-    height, width = (min(tile, ceil_to(length, bundle.reach.stride)) for length in (scene.grid.height, scene.grid.width))
+    lengths = (scene.grid.height, scene.grid.width)
+    height, width = (min(size, ceil_to(length, bundle.reach.stride)) for size, length in zip(tile, lengths, strict=True))
     tile_px = height * width
     bands, classes = len(bundle.bands), len(bundle.classes)
     in_fp32 = execution.precision == "fp32"
     scratch = SCRATCH_COMPILED if execution.engine == "compiled" else SCRATCH_FP32 if in_fp32 else SCRATCH
     activations = bundle.activation_bytes_per_pixel * scratch * (1.0 if in_fp32 else 0.5)
-    ahead = 2 * (2 * batch + 1) * tile_px * bands * (scene.dtype.itemsize + 1)
+    in_shard = math.ceil(shard / (tile[0] - 2 * halo)) * math.ceil(shard / (tile[1] - 2 * halo))
+    ahead = 2 * min(2 * batch + 1, in_shard) * tile_px * bands * (scene.dtype.itemsize + 1)
     inputs = batch * tile_px * bands * (4 + scene.dtype.itemsize)
     outputs = tile_px * (9 + (4 + 4 + 1) * classes * (layers > 1))  # int64 and uint8 ids; fp32 logits, softmax, percent
-    strips = 6 * min(shard, scene.grid.width) * (tile - 2 * halo + BLOCK) * layers
+    strips = 6 * min(shard, scene.grid.width) * (tile[0] - 2 * halo + BLOCK) * layers
     return int(PROCESS_BYTES + COPIES * bundle.weight_bytes + batch * tile_px * activations + ahead + inputs + outputs + strips)

@@ -304,7 +304,7 @@ def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, stream
 def seconds_a_tile(plan: Plan, bundle: Bundle, execution: Execution) -> float:
     """How long one tile of a plan takes on this machine: the second of two, on zeros."""
     engine = Engine(bundle, plan.device.split()[0], execution, plan.layers)
-    height, width = min(plan.tile, plan.padded_height), min(plan.tile, plan.padded_width)
+    height, width = min(plan.tile[0], plan.padded_height), min(plan.tile[1], plan.padded_width)
     blank = Pixels(np.zeros((len(bundle.bands), height, width), plan.scene.dtype), None)
     with threads(plan.threads):
         for _ in range(2):

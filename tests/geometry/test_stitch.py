@@ -24,7 +24,7 @@ def stitch(
     count, height, width = layers_LHW.shape
     strips, out_LHW = Strips(shard, count), np.zeros((count, shard.height, shard.width), np.uint8)
     windows, excess, number = [], 0, 0
-    for row in tile_rows(shard, height, width, tile, halo):
+    for row in tile_rows(shard, height, width, (tile, tile), halo):
         for _, core in row:
             if number not in skip:
                 strips.paste_core(layers_LHW[:, *core.slices()], core)
@@ -77,7 +77,7 @@ def test_identity_on_random_cuts(monkeypatch: pytest.MonkeyPatch):
 def test_pixels_without_a_core_are_nodata():
     scene_LHW = np.random.default_rng(7).integers(0, 250, (1, 900, 900), np.uint8)
     shard = Window(0, 0, 900, 900)
-    tiles = [core for row in tile_rows(shard, 900, 900, 256, 16) for _, core in row]
+    tiles = [core for row in tile_rows(shard, 900, 900, (256, 256), 16) for _, core in row]
     out_LHW, windows, _ = stitch(shard, scene_LHW, 256, 16, skip={0, 7, len(tiles) - 1})
     for number, core in enumerate(tiles):
         expected = 255 if number in (0, 7, len(tiles) - 1) else scene_LHW[:, *core.slices()]

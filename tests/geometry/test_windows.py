@@ -23,6 +23,11 @@ class Cut(NamedTuple):
     shard: int = 512
     stride: int = 1
     region: Window | None = None
+    wider: int = 0  # a tile's width beyond its height
+
+    @property
+    def width_of_tile(self) -> int:
+        return self.tile + self.wider
 
 
 AWKWARD = [
@@ -38,6 +43,7 @@ AWKWARD = [
     Cut(513, 1025, tile=512, halo=128, stride=32, shard=1024),
     Cut(700, 900, tile=64, halo=31),  # cores of 2 px
     Cut(1000, 1300, tile=4096, halo=96, stride=32, shard=1024),  # a tile larger than scene and shard
+    Cut(1000, 1300, tile=160, halo=48, stride=16, shard=1024, wider=480),
     Cut(1537, 1100, tile=160, halo=48, stride=16, region=Window(512, 0, 1024, 512)),
     Cut(1537, 1100, tile=608, halo=48, stride=16, shard=1024, region=Window(512, 512, 1025, 588)),
     Cut(1537, 1100, tile=2048, halo=48, stride=16, shard=1024, region=Window(1536, 1024, 1, 76)),
@@ -57,7 +63,7 @@ def random_cut(chance: random.Random) -> Cut:
         row, col = chance.randrange(height), chance.randrange(width)
         asked = Window(row, col, chance.randrange(1, height - row + 1), chance.randrange(1, width - col + 1))
         region = snap_outward(asked, height, width)
-    return Cut(height, width, tile, halo, chance.choice([512, 1024, 2048]), stride, region)
+    return Cut(height, width, tile, halo, chance.choice([512, 1024, 2048]), stride, region, chance.choice([0, stride, 10 * stride]))
 
 
 def check_law_1(cut: Cut, trimmed: bool) -> int:
@@ -67,7 +73,7 @@ def check_law_1(cut: Cut, trimmed: bool) -> int:
     owners_HW = np.zeros((cut.height, cut.width), np.uint8)
     shapes, tiles = set(), 0
     for shard in shards(region, cut.shard):
-        for row in tile_rows(shard, padded_height, padded_width, cut.tile, cut.halo, cut.stride if trimmed else None):
+        for row in tile_rows(shard, padded_height, padded_width, (cut.tile, cut.width_of_tile), cut.halo, cut.stride if trimmed else None):
             for read, core in row:
                 tiles += 1
                 shapes.add((read.height, read.width))
@@ -85,7 +91,7 @@ def check_law_1(cut: Cut, trimmed: bool) -> int:
     expected_HW = np.zeros_like(owners_HW)
     expected_HW[region.slices()] = 1
     assert np.array_equal(owners_HW, expected_HW), "each pixel of the region has one owner, the others none"
-    largest = min(cut.tile, padded_height), min(cut.tile, padded_width)
+    largest = min(cut.tile, padded_height), min(cut.width_of_tile, padded_width)
     assert all(height <= largest[0] and width <= largest[1] for height, width in shapes)
     assert trimmed or shapes == {largest}, "all reads of a scene have one shape"
     return tiles

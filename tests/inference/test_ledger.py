@@ -40,7 +40,7 @@ def put(ledger: SceneLedger, name: str, content: str, *, partial: bool = False) 
 def test_the_first_plan_holds(ledger: SceneLedger, plan: Plan):
     assert ledger.plan() is None
     assert ledger.adopt_plan(plan) == plan
-    other = replace(plan, tile=plan.tile + 8, batch=7)
+    other = replace(plan, tile=(plan.tile[0] + 8, plan.tile[1]), batch=7)
     assert ledger.adopt_plan(other) == plan  # a second driver adopts it, whatever it would have chosen
 
 

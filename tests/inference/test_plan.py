@@ -77,7 +77,7 @@ def test_many_shards_are_estimated_and_few_are_counted():
 def test_the_tile_is_no_larger_than_its_count_asks(unet: Bundle):
     """Two tiles along an axis need the halo on one side only; a scene that fits into one needs none."""
     exact = plan_of(scene_of(2048, 2048), unet, shard=1024)
-    assert exact.tile == 1024 + exact.halo and plan_of(scene_of(900, 900), unet).redundancy < 1.02
+    assert exact.tile == (1024 + exact.halo,) * 2 and plan_of(scene_of(900, 900), unet).redundancy < 1.02
 
 
 def test_memory_does_not_grow_with_the_scene(unet: Bundle):
@@ -91,8 +91,8 @@ def test_memory_does_not_grow_with_the_scene(unet: Bundle):
 def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(unet: Bundle):
     scene = scene_of(20_000, 20_000)
     plans = [plan_of(scene, unet, budget_bytes=int(budget * GIB)) for budget in (4.0, 1.45, 1.3)]
-    assert [plan.tile for plan in plans] == sorted((plan.tile for plan in plans), reverse=True)
-    assert plans[0].tile > plans[-1].tile
+    areas = [plan.tile[0] * plan.tile[1] for plan in plans]
+    assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
     with pytest.raises(Refused, match=r"one worker needs .* GiB and may use 0\.5 GiB: choose a smaller --tile"):
         plan_of(scene, unet, budget_bytes=GIB // 2)
     huge = scene_of(65_536, 65_536, block=(65_536, 65_536))
