@@ -92,8 +92,8 @@ def _scene(work: SceneWork) -> dict[str, Any]:
     return {
         "uri": plan.scene.uri, "version": plan.scene.version, "input_id": work.ledger.attempt, "folder": f"scenes/{work.ledger.scene}",
         "plan": {
-            "tile": plan.tile, "halo": plan.halo, "batch": plan.batch, "shard": plan.shard, "engine": plan.engine,
-            "precision": plan.precision, "choice": plan.choice, "threads": plan.threads,
+            "tile": plan.tile, "halo": plan.halo, "batch": plan.batch, "shard": plan.shard, "fine": plan.fine, "finer": plan.finer,
+            "engine": plan.engine, "precision": plan.precision, "choice": plan.choice, "threads": plan.threads,
             "device": plan.device, "redundancy": round(plan.redundancy, 4),
             "memory_bytes": plan.memory_bytes, "software": plan.software,
         },

@@ -212,7 +212,8 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
             seconds[key] = seconds_a_tile(plan, bundle, execution)
         window = plan.region.window
         print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
-        print(f"  {len(plan.shards())} shards of {plan.shard} px")
+        smaller = f", the last {plan.finer} cut to {plan.fine} px" if plan.finer else ""
+        print(f"  {len(plan.shards())} shards of {plan.shard} px{smaller}")
         print(f"  {plan.tiles} tiles of {plan.tile[0]} x {plan.tile[1]} px, halo {plan.halo} px, batch {plan.batch}")
         print(f"  {plan.precision} by {plan.engine} on {plan.device}; redundant compute {plan.redundancy:.2f} x")
         print(f"  why: {plan.choice}")

@@ -55,7 +55,7 @@ class PartWriter:
         self._pixels = np.zeros(256, np.int64)
         self._area_m2 = np.zeros(256)
         self._confidence = np.zeros(256, np.int64)
-        levels, layers = levels_of_shards(plan.region.window, plan.shard), layer_count(plan.layers, plan.classes)
+        levels, layers = levels_of_shards(plan.region.window, plan.fine), layer_count(plan.layers, plan.classes)
         self._pyramids = [Pyramid(levels, average if layer else mode) for layer in range(layers)]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = BlockFile(path, levels, layers)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import rasterio
 import torch
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, shards, spans, tile_rows
+from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, largest_first, shards, spans, tile_rows
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
@@ -68,6 +68,8 @@ class Plan:
     halo: int
     batch: int
     shard: int
+    fine: int  # px: the size that the last shards are cut to, so that workers end nearly together; or `shard`
+    finer: int  # so many, the last to be done, are cut to it
     engine: str
     precision: str
     network: str | None  # the file of an int8 network, in OUT
@@ -89,8 +91,8 @@ class Plan:
         return ceil_to(self.scene.grid.width, self.stride)
 
     def shards(self) -> list[Window]:
-        """The shards that cover the region, row by row."""
-        return shards(self.region.window, self.shard)
+        """The shards that cover the region: each holds its tiles, and none reaches into another."""
+        return _shards(self.region.window, Sizes(self.shard, self.fine, self.finer, self.tile))
 
     def tile_rows(self, shard: Window) -> list[list[Tile]]:
         return list(tile_rows(shard, self.padded_height, self.padded_width, self.tile, self.halo, self.trim))
@@ -101,21 +103,20 @@ class Plan:
         return _trim(self.engine, self.batch, self.stride)
 
     def shard_name(self, shard: Window) -> str:
-        return f"r{shard.row // self.shard:05d}c{shard.col // self.shard:05d}"
+        """By its place in blocks, of which no other shard has one."""
+        return f"r{shard.row // BLOCK:05d}c{shard.col // BLOCK:05d}"
 
     @property
     def tiles(self) -> int:
-        rows, cols = self._cuts()
-        return sum(rows.tiles) * sum(cols.tiles)
+        return sum(cut.tiles for cut in self._cuts())
 
     @property
     def redundancy(self) -> float:
         """Pixels that go through the network for each pixel of the region."""
-        rows, cols = self._cuts()
-        return sum(rows.read) * sum(cols.read) / self.region.window.pixels
+        return sum(cut.read for cut in self._cuts()) / self.region.window.pixels
 
-    def _cuts(self) -> tuple[_Cuts, _Cuts]:
-        return _cuts(self.region.window, self.scene.grid, self.stride, self.shard, self.tile, self.halo, self.trim)
+    def _cuts(self) -> Iterator[_Cut]:
+        return (_cut(shard, self.scene.grid, self.stride, self.tile, self.halo, self.trim) for shard in self.shards())
 
     @property
     def disk_bytes(self) -> int:
@@ -189,7 +190,7 @@ def make_plan(
     asked = settings.tile
     if asked != "auto" and (asked % stride or asked <= 2 * halo):
         raise Refused(f"--tile {asked}: must be a multiple of the network's stride {stride} px and above twice the halo of {halo} px")
-    shard, tile = _best_sizes(scene, region, stride, halo, _trim(execution.engine, size, stride), settings, memory, resources)
+    shard, fine, finer, tile = _best_sizes(scene, region, stride, halo, _trim(execution.engine, size, stride), settings, memory, resources)
     cache = _cache_bytes(scene, shard, tile, halo)
     if memory(tile, shard) > budget_bytes:
         raise Refused(
@@ -199,7 +200,8 @@ def make_plan(
         )
     small = execution.engine == "compiled" and (scene.grid.height <= tile[0] or scene.grid.width <= tile[1])
     return Plan(
-        scene=scene, region=region, model_id=bundle.model_id, stride=stride, tile=tile, halo=halo, batch=size, shard=shard,
+        scene=scene, region=region, model_id=bundle.model_id, stride=stride, tile=tile, halo=halo, batch=size,
+        shard=shard, fine=fine, finer=finer,
         engine="eager" if small else execution.engine, precision=execution.precision,
         network=QUANTISED if execution.precision == "int8" else None,
         choice=f"{choice.why}{'; not compiled for a shape of its own' if small else ''}",
@@ -236,26 +238,45 @@ def _trim(engine: str, batch: int, stride: int) -> int | None:
     return stride if engine == "eager" and batch == 1 else None
 
 
-class _Cuts(NamedTuple):
-    """How one axis is cut: in each shard the number of tiles, and the pixels that they read."""
+class Sizes(NamedTuple):
+    """How a scene is cut, in px: shards, the last `finer` of them into pieces of `fine`, and each into tiles."""
 
-    tiles: tuple[int, ...]
-    read: tuple[int, ...]
-
-
-def _cuts(region: Window, grid: Grid, stride: int, shard: int, tile: TileSize, halo: int, trim: int | None) -> tuple[_Cuts, _Cuts]:
-    """How the rows and the columns of a region are cut, each shard on its own."""
-    axes = ((region.rows, grid.height, tile[0]), (region.cols, grid.width, tile[1]))
-    rows, cols = (_axis_cuts(inside, ceil_to(length, stride), shard, size, halo, trim) for inside, length, size in axes)
-    return rows, cols
+    shard: int
+    fine: int
+    finer: int
+    tile: TileSize
 
 
-@lru_cache(10_000)
-def _axis_cuts(inside: Span, length: int, shard: int, tile: int, halo: int, trim: int | None) -> _Cuts:
+def _shards(region: Window, sizes: Sizes) -> list[Window]:
+    whole = shards(region, sizes.shard)
+    last = set(largest_first(whole)[len(whole) - sizes.finer :])
+    return [piece for one in whole for piece in (shards(one, sizes.fine) if one in last else [one])]
+
+
+class _Cut(NamedTuple):
+    """Tiles, and the pixels that they read."""
+
+    tiles: int
+    read: int
+
+
+def _cut(window: Window, grid: Grid, stride: int, tile: TileSize, halo: int, trim: int | None) -> _Cut:
+    """How a shard is cut."""
+    rows = _axis_cut(window.rows, ceil_to(grid.height, stride), tile[0], halo, trim)
+    cols = _axis_cut(window.cols, ceil_to(grid.width, stride), tile[1], halo, trim)
+    return _Cut(rows.tiles * cols.tiles, rows.read * cols.read)
+
+
+@lru_cache(100_000)
+def _axis_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None) -> _Cut:
+    reads = [read.length for read, _ in spans(inside, length, tile, halo, trim)]
+    return _Cut(len(reads), sum(reads))
+
+
+def _cells(inside: Span, shard: int) -> list[Span]:
+    """The shards along one axis."""
     starts = range(inside.start // shard * shard, inside.stop, shard)
-    pieces = [Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts]
-    reads = [[read.length for read, _ in spans(piece, length, tile, halo, trim)] for piece in pieces]
-    return _Cuts(tuple(map(len, reads)), tuple(map(sum, reads)))
+    return [Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts]
 
 
 def _halo(asked: int | str, bundle: Bundle) -> int:
@@ -280,42 +301,55 @@ def _check_shard(asked: int) -> int:
 def _best_sizes(
     scene: Scene, region: Region, stride: int, halo: int, trim: int | None, settings: Settings,
     memory: Callable[[TileSize, int], int], resources: Resources,
-) -> tuple[int, TileSize]:  # fmt: skip
+) -> Sizes:  # fmt: skip
     """The shard and the tile with the least estimated work among those that fit in memory.
 
     Overlap falls with the tile, which cannot be larger than its shard, and may be wider than high, since a strip of wide
-    tiles is finished sooner; large shards leave workers idle at the end of a run, half a shard each; small ones cost calls.
+    tiles is finished sooner. Few large shards leave workers idle at the end of a run, but for some that are cut smaller;
+    many small ones cost calls.
     """
+    window, grid = region.window, scene.grid
     asked_shards = AUTO_SHARDS[resources.kind] if settings.shard == "auto" else [_check_shard(settings.shard)]
-    pixels = max(resources.pixels, region.window.pixels)
+    tiles = {shard: _tiles(scene, stride, halo, shard, settings.tile) for shard in asked_shards}
+    fitting = {shard: [tile for tile in some if memory(tile, shard) <= resources.budget_bytes] for shard, some in tiles.items()}
 
-    def work(sizes: tuple[int, TileSize]) -> float:
-        shard, tile = sizes
-        octaves = math.log2(math.sqrt(tile[0] * tile[1]) / 512)
-        slower = 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
-        shard_px = min(shard, region.window.height) * min(shard, region.window.width)
-        rows, cols = _cuts(region.window, scene.grid, stride, shard, tile, halo, trim)
-        idle = idle_share(rows.read, cols.read, resources.workers) * region.window.pixels / pixels
-        calls = SHARD_S * RATES[resources.kind] / shard_px
-        return sum(rows.read) * sum(cols.read) / region.window.pixels * slower * (1 + idle) + calls
+    def compute(shard: int, tile: TileSize) -> float:
+        """The network's work for a pixel of the region, with whole shards."""
+        rows = sum(_axis_cut(span, ceil_to(grid.height, stride), tile[0], halo, trim).read for span in _cells(window.rows, shard))
+        cols = sum(_axis_cut(span, ceil_to(grid.width, stride), tile[1], halo, trim).read for span in _cells(window.cols, shard))
+        return rows * cols / window.pixels * _cost(tile)
 
-    found = [(shard, tile) for shard in asked_shards for tile in _tiles(scene, stride, halo, shard, settings.tile)]
-    fitting = [sizes for sizes in found if memory(sizes[1], sizes[0]) <= resources.budget_bytes]
-    return min(fitting, key=lambda sizes: (round(work(sizes) / NEAR), sizes[0], work(sizes))) if fitting else min(found)
+    def work(sizes: Sizes) -> float:
+        loads = [_cut(one, grid, stride, sizes.tile, halo, trim).read for one in _shards(window, sizes)]
+        idle = idle_share(loads, resources.workers) * min(1.0, window.pixels / (resources.pixels or window.pixels))
+        calls = SHARD_S * RATES[resources.kind] * len(loads)
+        return (sum(loads) * _cost(sizes.tile) * (1 + idle) + calls) / window.pixels
+
+    found = []
+    for shard, some in fitting.items():
+        count = len(_cells(window.rows, shard)) * len(_cells(window.cols, shard))
+        last = {min(count, count % resources.workers + more * resources.workers) for more in range(3)} - {0}
+        cuts = [(fine, finer) for fine in (shard // 2, shard // 4) if fine >= BLOCK for finer in last if settings.shard == "auto"]
+        found += [Sizes(shard, *cut, min(some, key=partial(compute, shard))) for cut in [(shard, 0), *cuts] if some]
+    if not found:
+        return min(Sizes(shard, shard, 0, some[0]) for shard, some in tiles.items())
+    return min(found, key=lambda sizes: (round(work(sizes) / NEAR), sizes.finer, sizes.shard, work(sizes)))
 
 
-def idle_share(rows: Sequence[int], cols: Sequence[int], workers: int) -> float:
-    """The time that workers wait for the last one, against what they work, where the largest shards are done first.
+def _cost(tile: TileSize) -> float:
+    """What a pixel of such a tile costs, against one of 512 px square."""
+    octaves = math.log2(math.sqrt(tile[0] * tile[1]) / 512)
+    return 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
 
-    `rows` and `cols` are what is read along each axis, in each shard.
-    """
-    count = len(rows) * len(cols)
-    if count > MANY_SHARDS * workers:
-        return workers / (2 * count)
-    loads = [0] * workers
-    for load in sorted((down * across for down in rows for across in cols), reverse=True):
-        heapq.heapreplace(loads, loads[0] + load)
-    return max(loads) * workers / sum(loads) - 1
+
+def idle_share(loads: Sequence[int], workers: int) -> float:
+    """The time that workers wait for the last one, against what they work, where the largest shards are done first."""
+    if len(loads) > MANY_SHARDS * workers:
+        return workers / (2 * len(loads))
+    busy = [0] * workers
+    for load in sorted(loads, reverse=True):
+        heapq.heapreplace(busy, busy[0] + load)
+    return max(busy) * workers / sum(busy) - 1
 
 
 def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) -> list[TileSize]:

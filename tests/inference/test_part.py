@@ -21,12 +21,14 @@ from tests.inference.test_plan import scene_of
 CLASSES = 5
 
 
-def plan_of_parts(region: Window, shard: int, layers: tuple[str, ...] = ("mask",), grid: Grid | None = None) -> Plan:
-    """As much of a plan as parts are written by."""
+def plan_of_parts(
+    region: Window, shard: int, layers: tuple[str, ...] = ("mask",), grid: Grid | None = None, fine: int | None = None, finer: int = 0
+) -> Plan:
+    """As much of a plan as parts are written by; the last `finer` shards are cut to `fine` px."""
     scene = scene_of(region.rows.stop, region.cols.stop)
     return Plan(
-        scene=replace(scene, grid=grid or scene.grid), region=Region(region), model_id="m", stride=1, tile=512, halo=0, batch=1,
-        shard=shard, engine="eager", precision="fp32", network=None, choice="", threads=1,
+        scene=replace(scene, grid=grid or scene.grid), region=Region(region), model_id="m", stride=1, tile=(512, 512), halo=0, batch=1,
+        shard=shard, fine=fine or shard, finer=finer, engine="eager", precision="fp32", network=None, choice="", threads=1,
         device="cpu", layers=layers, classes=CLASSES, memory_bytes=0, cache_bytes=0, software={},
     )  # fmt: skip
 
@@ -70,7 +72,7 @@ def test_a_part_reads_back_as_what_was_written(tmp_path: Path, shard: Window, st
     assert (content.shard, content.tally, content.failed) == (shard, tally, failed)
     assert tally.pixels == np.bincount(layers_LHW[0].ravel(), minlength=256)[:CLASSES].tolist()
     assert tally.confidence == [int(layers_LHW[1][layers_LHW[0] == number].sum()) for number in range(CLASSES)]
-    assert len(content.blocks) == levels_of_shards(plan.region.window, plan.shard)
+    assert len(content.blocks) == levels_of_shards(plan.region.window, plan.fine)
     for layer, expected_HW in enumerate(layers_LHW):
         for size, blocks in zip(level_sizes(*shard[2:]), content.blocks, strict=False):
             found = np.array([decompress(data) for data in read_blocks(tmp_path / "a.part", blocks[layer])])

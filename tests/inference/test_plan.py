@@ -69,9 +69,9 @@ def test_auto_shards_keep_workers_busy(unet: Bundle, workers: int, side: int):
 
 
 def test_many_shards_are_estimated_and_few_are_counted():
-    assert idle_share((2, 2, 1), (2, 2, 1), 2) == pytest.approx(13 * 2 / 25 - 1)
-    assert idle_share((1,), (4,), 2) == 1.0
-    assert idle_share((1,) * 100, (1,) * 100, 10) == 10 / 20_000
+    assert idle_share([4, 2, 4, 2, 4, 4, 2, 2, 1], 2) == pytest.approx(13 * 2 / 25 - 1)
+    assert idle_share([4], 2) == 1.0
+    assert idle_share([1] * 10_000, 10) == 10 / 20_000
 
 
 def test_the_tile_is_no_larger_than_its_count_asks(unet: Bundle):
@@ -130,6 +130,39 @@ def test_the_region_keeps_the_scenes_tiles(unet: Bundle):
     part = plan_of(scene, unet, shard=1024, tile=512, region=Region(Window(1024, 1024, 1024, 1024)))
     tiles = {tile for shard in whole.shards() for row in whole.tile_rows(shard) for tile in row}
     assert {tile for shard in part.shards() for row in part.tile_rows(shard) for tile in row} <= tiles
+
+
+@pytest.mark.parametrize("workers", [2, 8, 16])
+@pytest.mark.parametrize("side", [5_000, 10_240, 10_980, 20_000])
+def test_the_last_shards_are_cut_smaller_where_that_ends_a_run_sooner(unet: Bundle, workers: int, side: int):
+    scene = scene_of(side, side)
+    resources = Resources(CPU, 8 * GIB, workers)
+    plan = make_plan(scene, Region(scene.grid.window), unet, Settings(), batch="auto", choice=REFERENCE, resources=resources)
+    whole = replace(plan, fine=plan.shard, finer=0)
+
+    def seconds(of: Plan) -> float:
+        loads = [sum(tile.read.pixels for row in of.tile_rows(shard) for tile in row) for shard in of.shards()]
+        return sum(loads) * (1 + idle_share(loads, workers))
+
+    assert seconds(plan) <= 1.01 * seconds(whole)
+    assert plan.finer == 0 or seconds(plan) < 0.99 * seconds(whole)
+    assert idle_share([shard.pixels for shard in plan.shards()], workers) < 0.12
+    owners_HW = np.zeros((side // 20 + 1, side // 20 + 1), np.uint8)  # a pixel in 20 along each axis
+    for shard in plan.shards():
+        rows, cols = (slice(-(-span.start // 20), -(-span.stop // 20)) for span in (shard.rows, shard.cols))
+        owners_HW[rows, cols] += 1
+        assert shard.row % plan.fine == shard.col % plan.fine == 0
+    assert (owners_HW[: -(-side // 20), : -(-side // 20)] == 1).all()
+    names = {plan.shard_name(shard) for shard in plan.shards()}
+    assert len(names) == len(plan.shards())
+
+
+def test_a_shard_that_was_asked_for_is_not_cut(unet: Bundle):
+    scene = scene_of(10_240, 10_240)
+    plan = make_plan(
+        scene, Region(scene.grid.window), unet, Settings(shard=2048), batch="auto", choice=REFERENCE, resources=Resources(CPU, 8 * GIB, 2)
+    )  # fmt: skip
+    assert (plan.shard, plan.fine, plan.finer) == (2048, 2048, 0) and len(plan.shards()) == 25
 
 
 def test_what_this_machine_allots():

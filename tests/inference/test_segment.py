@@ -52,6 +52,7 @@ CASES = [  # height, width, tile, halo, shard, batch, workers
     (1025, 530, 176, 56, 512, 2, 2),  # more halo than needed
     (1100, 1030, "auto", "auto", "auto", "auto", None),
     (1100, 1030, 608, "exact", 1024, 1, 2),
+    (1500, 1700, "auto", "exact", "auto", "auto", 3),  # the last shards are cut smaller
 ]
 
 
