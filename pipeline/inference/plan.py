@@ -22,6 +22,7 @@ from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice
 from pipeline.models.engine import Execution, Scaling, layer_count
+from pipeline.models.forward import ANY_SHAPE
 
 Auto = Literal["auto"]
 TileSize = tuple[int, int]  # height and width in px
@@ -99,7 +100,7 @@ class Plan:
 
     @property
     def trim(self) -> int | None:
-        """The stride where tiles are only as large as they must be: PyTorch's own engine takes any shape, the others one."""
+        """The stride where tiles are only as large as they must be; some engines and batches take tiles of one shape."""
         return _trim(self.engine, self.batch, self.stride)
 
     def shard_name(self, shard: Window) -> str:
@@ -235,7 +236,7 @@ def memory_allotted() -> int:
 
 
 def _trim(engine: str, batch: int, stride: int) -> int | None:
-    return stride if engine == "eager" and batch == 1 else None
+    return stride if engine in ANY_SHAPE and batch == 1 else None
 
 
 class Sizes(NamedTuple):

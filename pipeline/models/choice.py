@@ -27,7 +27,7 @@ DIFFERING = 0.005  # the share of classes that speed may cost, against fp32
 TRIAL_PX = 512  # a CPU's rate at this size holds for larger tiles, with the settings of `allocator`
 TRIAL_PAYS_S = 60.0  # of work by PyTorch's own engine; less is done before a trial would end
 SHORT_S = 20.0  # of work, with speeds remembered; less is done before an engine is built
-GAIN = 1.05  # an engine that has to be built must be faster by this: it takes tiles of one shape only, so it reads more at edges
+GAIN = {"eager": 1.0, "openvino": 1.03, "compiled": 1.06}  # by which an engine that is built must be faster; the last takes one shape only
 
 
 class Sample(NamedTuple):
@@ -109,7 +109,7 @@ class Trial:
         if self.asked == "auto" and self.plain not in fitting:
             fitting.append(Execution())  # fp32 always fits
         rates = {one: self.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
-        best = max(fitting, key=lambda one: rates[one] * (GAIN if one.engine == "eager" else 1.0))
+        best = max(fitting, key=lambda one: rates[one] / GAIN[one.engine])
         return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, others), *lacks]))
 
     def _candidates(self) -> list[Execution]:

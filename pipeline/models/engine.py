@@ -19,7 +19,7 @@ from pipeline.imagery.raster import SceneBand
 from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle, Tolerance, differing_share
 from pipeline.models.class_ids import around, class_ids, upsampled
-from pipeline.models.forward import Forward, build_forward
+from pipeline.models.forward import ANY_SHAPE, Forward, build_forward
 from pipeline.models.program import Program, as_raw
 
 SHAPES_KEPT = 4  # compiled programs, of the last tile shapes
@@ -123,8 +123,8 @@ class Engine:
         return [self._layers(logits_Khw, core, height, width) for logits_Khw, core in zip(logits_BKhw, cores, strict=False)]
 
     def _forward(self, raw_BCHW: torch.Tensor) -> Forward:
-        """The program for a shape and dtype; PyTorch's own takes them all."""
-        key = () if self.execution.engine == "eager" else (*raw_BCHW.shape, raw_BCHW.dtype)
+        """The program for a shape and dtype; most engines have one that takes them all."""
+        key = () if self.execution.engine in ANY_SHAPE else (*raw_BCHW.shape, raw_BCHW.dtype)
         if key not in self._forwards:
             if len(self._forwards) >= SHAPES_KEPT:
                 self._forwards.popitem(last=False)

@@ -24,6 +24,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.program import Program
 
 ENGINES = ("eager", "compiled", "openvino")
+ANY_SHAPE = ("eager", "openvino")  # the engines that are not built for one shape
 SHAPES_AT_ONCE = 64  # that one process may compile for: Dynamo counts every program of every scene
 Forward = Callable[..., torch.Tensor]  # of what `program_inputs` gives: logits
 
@@ -44,9 +45,9 @@ def missing(engine: str, device: str) -> str | None:
 
 
 def build_forward(bundle: Bundle, device: str, engine: str, precision: str, network: str | bytes | None = None) -> Forward:
-    """A callable that runs the bundle's network on inputs of one shape; `network` is the quantised one for int8, a file or
-    its bytes.
+    """A callable that runs the bundle's network: on any inputs, or on those of one shape by an engine outside ANY_SHAPE.
 
+    `network` is the quantised one for int8, a file or its bytes.
     Raises Refused where this machine cannot run the engine.
     """
     lack = missing(engine, device)
@@ -112,14 +113,10 @@ def _convert(bundle: Bundle) -> Any:
     example = (torch.zeros(1, bands, side, side), torch.ones(1, bands, side, side, dtype=torch.uint8), ones_1C11, ones_1C11)
     with _quietly():
         model = openvino.convert_model(Program(bundle.network(), "int8").eval(), example_input=example)
-    _reshape(model, (-1, bands, -1, -1))
-    return model
-
-
-def _reshape(model: Any, shape_BCHW: Sequence[int]) -> None:
     raw, valid, factor, shift = model.inputs
-    each_band = [1, shape_BCHW[1], 1, 1]
-    model.reshape({raw: list(shape_BCHW), valid: list(shape_BCHW), factor: each_band, shift: each_band})
+    any_shape, each_band = [-1, bands, -1, -1], [1, bands, 1, 1]
+    model.reshape({raw: any_shape, valid: any_shape, factor: each_band, shift: each_band})
+    return model
 
 
 @contextmanager
@@ -158,24 +155,20 @@ def _archived(model: Any) -> bytes:
 
 
 def _openvino(archived: bytes, precision: str) -> Forward:
-    """Compiled for the shape of its first call, on one thread: a stream a core."""
+    """Compiled for every shape, which costs no speed and no memory, on one thread: a stream a core."""
     import openvino
 
     with zipfile.ZipFile(io.BytesIO(archived)) as archive:
         xml, weights = (archive.read(f"network.{kind}") for kind in ("xml", "bin"))
     core = openvino.Core()
-    model = core.read_model(xml, weights)
     settings = {
         "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
     }  # fmt: skip
-    requests: list[Any] = []
+    request = core.compile_model(core.read_model(xml, weights), "CPU", settings).create_infer_request()
 
-    def forward(raw_BCHW: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        if not requests:
-            _reshape(model, raw_BCHW.shape)
-            requests.append(core.compile_model(model, "CPU", settings).create_infer_request())
-        logits_BKHW = requests[0].infer(_arrays((raw_BCHW, *others)), share_inputs=True, share_outputs=True)[0]
+    def forward(*inputs: torch.Tensor) -> torch.Tensor:
+        logits_BKHW = request.infer(_arrays(inputs), share_inputs=True, share_outputs=True)[0]
         return torch.from_numpy(np.asarray(logits_BKHW))
 
     return forward
