@@ -34,6 +34,7 @@ def ray_session() -> Iterator[list[Node]]:
     options: dict[str, Any] = {}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options["_system_config"] = {"prestart_worker_first_driver": False}  # actors have an environment of their own, and processes
     if not in_submitted_job():  # which has its working directory already
         options["runtime_env"] = {"working_dir": str(PROJECT)}
     _check_answers(address)

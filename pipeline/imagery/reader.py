@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,22 +85,6 @@ class SceneReader:
             values_CHW, valid_CHW = padded, known
         return Pixels(values_CHW, valid_CHW)
 
-    def preview(self, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any.
-
-        A piece at a time: GDAL reads band after band, and would decode a large window's blocks again for each.
-        """
-        count = len(self.scene.bands)
-        values_CHW, valid_CHW = np.empty((count, *shape), self.scene.dtype), np.empty((count, *shape), bool)
-        sides = [max(PREVIEW_PIECE, block) for block in self.scene.block]
-        for small_rows, rows in _pieces(shape[0], window.rows, sides[0]):
-            for small_cols, cols in _pieces(shape[1], window.cols, sides[1]):
-                place = (slice(None), *Window.of(small_rows, small_cols).slices())
-                with self._lock:
-                    values, valid = self._read_inside(Window.of(rows, cols), (small_rows.length, small_cols.length))
-                values_CHW[place], valid_CHW[place] = values, True if valid is None else valid
-        return values_CHW, valid_CHW
-
     def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         height, width = out_shape or (window.height, window.width)
@@ -125,6 +112,34 @@ class SceneReader:
                     valid &= shown
                 values_CHW[number] = np.where(valid, plane, 0)
         return Pixels(values_CHW, None if valid_CHW.all() else valid_CHW)
+
+
+def preview(scene: Scene, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Values and validity, C x h x w, of a window inside the scene, reduced to `shape`, from overviews where there are any.
+
+    A piece at a time: GDAL reads band after band, and would decode a large window's blocks again for each. Every core reads
+    pieces, with files of its own. Raises Refused and Unreadable.
+    """
+    count = len(scene.bands)
+    values_CHW, valid_CHW = np.empty((count, *shape), scene.dtype), np.empty((count, *shape), bool)
+    sides = [max(PREVIEW_PIECE, block) for block in scene.block]
+    rows, cols = (list(_pieces(*axis)) for axis in zip(shape, (window.rows, window.cols), sides, strict=True))
+    pieces = deque(product(rows, cols))
+
+    def read() -> None:
+        with SceneReader(scene) as reader, suppress(IndexError):
+            while True:
+                (small_rows, down), (small_cols, across) = pieces.popleft()
+                small = Window.of(small_rows, small_cols)
+                values, valid = reader._read_inside(Window.of(down, across), (small.height, small.width))
+                place = (slice(None), *small.slices())
+                values_CHW[place], valid_CHW[place] = values, True if valid is None else valid
+
+    workers = min(len(pieces), len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(workers) as pool:
+        for reading in [pool.submit(read) for _ in range(workers)]:
+            reading.result()
+    return values_CHW, valid_CHW
 
 
 def _pieces(small: int, inside: Span, side: int) -> Iterator[tuple[Span, Span]]:

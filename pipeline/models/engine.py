@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle, Tolerance, differing_share
 from pipeline.models.class_ids import around, class_ids, upsampled
 from pipeline.models.forward import ANY_SHAPE, Forward, build_forward
-from pipeline.models.program import Program, as_raw
+from pipeline.models.program import as_raw
 
 SHAPES_KEPT = 4  # compiled programs, of the last tile shapes
+INT8_TOLERANCE = Tolerance(math.inf, 0.1)
 
 Results = list[np.ndarray | None]
 
@@ -78,11 +80,11 @@ class Engine:
         self._uploads = torch.cuda.Stream() if self.device.type == "cuda" else None
         if self.device.type == "cuda":
             _compute_exactly()
-        precision = "fp32" if execution.precision == "int8" else execution.precision
-        program = Program(bundle.network(), precision).eval().to(self.device)
-        check_device(bundle, device, precision, program)
-        if execution.engine == "eager":
-            self._forwards[()] = program
+        engine = "eager" if execution.engine == "compiled" else execution.engine  # which would compile for the self-test's shape
+        forward = build_forward(bundle, self.device.type, engine, execution.precision, execution.network)
+        check_device(bundle, device, execution.precision, forward)
+        if engine == execution.engine:
+            self._forwards[()] = forward
 
     def __call__(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> Results:
         """Infer tiles of one shape; the batch is padded to `size`, so that the network sees one shape only.
@@ -194,15 +196,15 @@ def _nothing() -> None:
 
 
 @torch.inference_mode()
-def check_device(bundle: Bundle, device: str, precision: str, program: Program) -> None:
+def check_device(bundle: Bundle, device: str, precision: str, forward: Forward) -> None:
     """Run the bundle's self-test. Raises Refused where this device's answer is too far from the stored one.
 
-    It is the answer of PyTorch's own engine: what others differ is measured when they are chosen.
+    What int8 differs by is measured when it is chosen; here it must only be the same network.
     """
-    allowed: Tolerance = bundle.tolerance["bf16" if precision == "fp16" else precision]
+    allowed = INT8_TOLERANCE if precision == "int8" else bundle.tolerance["bf16" if precision == "fp16" else precision]
     input_BCHW, expected_BKHW = bundle.selftest()
     inputs = [input_BCHW, torch.ones_like(input_BCHW, dtype=torch.uint8), *Scaling.of_physical(bundle.bands).tensors()]
-    logits_BKhw = program(*(tensor.to(device) for tensor in inputs))
+    logits_BKhw = forward(*(tensor.to(device) for tensor in inputs))
     logits_BKHW = upsampled(logits_BKhw, *input_BCHW.shape[-2:]).float().cpu()
     off = float((logits_BKHW - expected_BKHW).abs().max())
     differing = differing_share(logits_BKHW, expected_BKHW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from rasterio.errors import RasterioError
 
 from pipeline.errors import Refused, Unreadable
-from pipeline.imagery.reader import SceneReader
+from pipeline.imagery.reader import preview
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 
@@ -72,13 +73,13 @@ def _scene_preview(plan: Plan, bundle: Bundle, shape: tuple[int, int]) -> np.nda
     bands = colours if len(colours) == 3 else [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
     picture_HWC = np.full((*shape, 3), BLANK, np.uint8)
     try:
-        with SceneReader(plan.scene) as reader:
-            values_CHW, valid_CHW = reader.preview(plan.region.window, shape)
+        shown = replace(plan.scene, bands=tuple(plan.scene.bands[number] for number in bands))
+        values_CHW, valid_CHW = preview(shown, plan.region.window, shape)
     except (Refused, Unreadable, RasterioError):
         return picture_HWC
-    shown_HW = valid_CHW[bands].all(axis=0)
-    for channel, band in enumerate(bands):
-        values = values_CHW[band].astype(np.float32)
+    shown_HW = valid_CHW.all(axis=0)
+    for channel, values_HW in enumerate(values_CHW):
+        values = values_HW.astype(np.float32)
         if shown_HW.any():
             low, high = np.percentile(values[shown_HW], (2, 98))
             stretched = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255

@@ -28,7 +28,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import Asset, BandEntry, Source, find_sources
 from pipeline.imagery.raster import Scene, open_scene
-from pipeline.imagery.reader import WARP_TOLERANCE_PX, Pixels, SceneReader, check_scaling
+from pipeline.imagery.reader import WARP_TOLERANCE_PX, Pixels, SceneReader, check_scaling, preview
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 TRANSFORM = from_origin(301905, 4154085, 30, 30)
@@ -248,10 +248,19 @@ def test_an_alpha_band_with_a_name_is_values_and_no_mask(tmp_path: Path):
 def test_a_preview_has_the_scenes_validity(tmp_path: Path):
     values_CHW = noise((1, 100, 80))
     values_CHW[:, :50] = 0
-    with SceneReader(opened(write(tmp_path / "a.tif", values_CHW, nodata=0))) as reader:
-        small_CHW, valid_CHW = reader.preview(Window(0, 0, 100, 80), (10, 8))
+    small_CHW, valid_CHW = preview(opened(write(tmp_path / "a.tif", values_CHW, nodata=0)), Window(0, 0, 100, 80), (10, 8))
     assert small_CHW.shape == valid_CHW.shape == (1, 10, 8)
     assert not valid_CHW[:, :5].any() and valid_CHW[:, 5:].all()
+
+
+def test_a_large_preview_is_put_together_from_pieces(tmp_path: Path):
+    """Each of its pixels is one of those that it stands for."""
+    rows_HW, cols_HW = np.mgrid[:4100, :3000].astype(np.uint16)
+    scene = opened(write(tmp_path / "a.tif", np.stack([rows_HW, cols_HW])), bands(2))
+    small_CHW, valid_CHW = preview(scene, Window(512, 0, 3588, 3000), (299, 250))
+    assert valid_CHW.all()
+    assert (abs(small_CHW[0] - np.linspace(512, 4100, 299, endpoint=False)[:, None] - 6) <= 13).all()
+    assert (abs(small_CHW[1] - np.linspace(0, 3000, 250, endpoint=False)[None] - 6) <= 13).all()
 
 
 # ---- what the file says of its values
