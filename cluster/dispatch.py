@@ -26,6 +26,7 @@ class Task:
     method: str
     arguments: tuple[Any, ...]
     about: Any = None  # the caller's own; comes back with the outcome
+    size: int = 1  # how much work it is, against the others
     attempts: int = 0
 
 
@@ -53,6 +54,9 @@ class _Actor:
             return 0
         return IN_FLIGHT - len(self.flying)
 
+    def load(self) -> int:
+        return sum(task.size for task in self.flying.values())
+
 
 def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float, tick: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
     """Run the tasks in `work` and yield their outcomes as they come; the caller may add to `work` meanwhile.
@@ -71,7 +75,7 @@ def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float, ti
         tick()
         for actor in actors:
             _ask(actor, now)
-            _load(actor, work, suspects, now)
+            _load(actor, actors, work, suspects, now)
             if actor.flying and now - actor.head_since > deadline_s:
                 yield from _overdue(actor, suspects, deadline_s)
         owners = {ref: actor for actor in actors for ref in (*actor.flying, *([actor.asked] if actor.asked else []))}
@@ -92,8 +96,11 @@ def _ask(actor: _Actor, now: float) -> None:
         actor.asked = actor.handle.ready.remote()
 
 
-def _load(actor: _Actor, work: deque[Task], suspects: deque[Task], now: float) -> None:
+def _load(actor: _Actor, actors: Sequence[_Actor], work: deque[Task], suspects: deque[Task], now: float) -> None:
+    """Give an actor what it may hold; the last tasks, where it waits for them behind another, only if it has the least to do."""
     while actor.free() > 0:
+        if actor.flying and len(work) <= len(actors) and actor.load() > min(other.load() for other in actors if other.up):
+            return
         if suspects and not actor.flying:
             task = suspects.popleft()
         elif work:

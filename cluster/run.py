@@ -112,7 +112,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
 
     for number, work in enumerate(works):
         for shard in largest_first(work.missing):
-            queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard)))
+            queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard), shard.pixels))
         if not work.missing:
             queue.append(publication(number))
     progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -289,16 +289,31 @@ def segment_scene(
 
 def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:
     """All shards of a plan, by `streams` segmenters with two threads each, as actors have; parts are put into `folder`."""
+    left, loads, change = deque(largest_first(plan.shards())), [0] * streams, threading.Condition()
+
+    def work(number: int, segmenter: Segmenter) -> list[ShardResult]:
+        done: list[ShardResult] = []
+        while True:
+            with change:  # the last shards are for the segmenter that has the least to do, as in `cluster/dispatch`
+                change.wait_for(lambda: not left or len(left) > streams or loads[number] <= min(loads))
+                if not left:
+                    return done
+                shard = left.popleft()
+                loads[number] += shard.pixels
+            try:
+                done.append(segmenter.write_part(plan, shard, folder, folder / f"{plan.shard_name(shard)}.part"))
+            except BaseException:
+                left.clear()  # the others end, too
+                raise
+            finally:
+                with change:
+                    loads[number] -= shard.pixels
+                    change.notify_all()
+
     segmenters = [Segmenter(bundle.path, device) for _ in range(streams)]
-    turns, mine = count(), threading.local()
-
-    def segment(shard: Window) -> ShardResult:
-        if not hasattr(mine, "segmenter"):
-            mine.segmenter = segmenters[next(turns) % streams]
-        return mine.segmenter.write_part(plan, shard, folder, folder / f"{plan.shard_name(shard)}.part")
-
     with threads(plan.threads), ThreadPoolExecutor(2 * streams) as pool:
-        return list(pool.map(segment, largest_first(plan.shards())))
+        running = [pool.submit(work, number, segmenter) for _ in range(2) for number, segmenter in enumerate(segmenters)]
+        return [result for one in running for result in one.result()]
 
 
 def seconds_a_tile(plan: Plan, bundle: Bundle, execution: Execution) -> float:

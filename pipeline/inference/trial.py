@@ -16,7 +16,7 @@ from pipeline.models.choice import Sample, Trial
 from pipeline.models.engine import Scaling
 
 SIDE = 256  # px of a window
-MOST, SHARE = 16, 8  # windows; and no more than one pixel in 8
+MOST, SHARE = 24, 8  # windows: fewer leave out values that int8 then cuts off; and no more than one pixel in 8
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
 

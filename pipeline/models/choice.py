@@ -57,7 +57,7 @@ REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
 class Trial:
     """What can run a bundle on a device in the precision that was asked for, and what is measured of it, each once.
 
-    `samples` show what the scenes are like; every second one of them calibrates int8. `kept` is the int8 network that
+    `samples` show what the scenes are like; two of three calibrate int8, the others judge. `kept` is the int8 network that
     there is already; where there is none, one is made. `work_px` is what a stream has to do.
     Speeds are measured once for a bundle, a device and versions, and remembered in the user's cache.
     Raises Refused for a precision that this machine does not have.
@@ -70,7 +70,8 @@ class Trial:
         _check_asked(asked, device)
         self.bundle, self.device, self.asked, self.work_px, self.threads = bundle, device, asked, work_px, threads
         self.kept = str(kept) if kept and kept.exists() else None
-        self.calibrating, self.judging = samples[1::2] or samples, [_selftest(bundle), *samples[::2]]
+        self.judging = [_selftest(bundle), *samples[::3]]
+        self.calibrating = [sample for number, sample in enumerate(samples) if number % 3] or samples
         self._engines: dict[Execution, Engine] = {}
         self._classes: dict[str, list[np.ndarray]] = {}
         self._rates: dict[str, float] = {}

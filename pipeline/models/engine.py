@@ -7,7 +7,7 @@ import platform
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ class Execution:
 
     engine: str = "eager"
     precision: str = "fp32"
-    network: str | bytes | None = None
+    network: str | bytes | None = field(default=None, repr=False)
 
 
 class Engine:
