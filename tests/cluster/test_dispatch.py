@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.dispatch import ATTEMPTS, Outcome, Task, dispatch
+from cluster.dispatch import ATTEMPTS, Outcome, Task, _Actor, _load, dispatch
 from pipeline.errors import Refused, Unreadable
 from tests.processes import PROJECT
 
@@ -108,3 +108,40 @@ def test_failures_on_data_are_not_tried_again_and_bugs_are(actors: list[Any]):
 def test_a_refusal_ends_the_run(actors: list[Any]):
     with pytest.raises(Refused, match="as asked"):
         outcomes([Task("fail", ("input",), "input")], actors)
+
+
+class Slow:
+    """An actor's handle that takes tasks and never answers."""
+
+    def __init__(self) -> None:
+        self.took: list[int] = []
+
+    @property
+    def segment(self) -> Slow:
+        return self
+
+    def remote(self, size: int) -> object:
+        self.took.append(size)
+        return object()
+
+
+def loaded(sizes: list[int], count: int) -> list[list[int]]:
+    """What each of `count` actors has been given of tasks of these sizes, after two rounds."""
+    actors = [_Actor(Slow(), up=True) for _ in range(count)]
+    work = deque(Task("segment", (size,), size=size) for size in sizes)
+    for actor in actors * 2:
+        _load(actor, actors, work, deque(), 0.0)
+    return [actor.handle.took for actor in actors]
+
+
+def test_the_last_tasks_wait_for_the_actor_with_the_least_to_do():
+    assert loaded([40, 20, 20, 10], 2) == [[40, 10], [20, 20]]
+    assert loaded([40, 10, 10, 10], 2) == [[40], [10, 10]]  # the last one waits: the second actor will be free sooner
+    assert loaded([1] * 20, 3) == [[1, 1]] * 3
+
+
+def test_an_actor_that_is_down_keeps_no_other_waiting():
+    up, down = _Actor(Slow(), up=True), _Actor(Slow())
+    work = deque(Task("segment", (size,), size=size) for size in (5, 3))
+    _load(up, [up, down], work, deque(), 0.0)
+    assert up.handle.took == [5, 3]
