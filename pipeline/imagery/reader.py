@@ -89,7 +89,7 @@ class SceneReader:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         height, width = out_shape or (window.height, window.width)
         shape = (len(self.scene.bands), height, width)
-        values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), np.ones(shape, bool)
+        values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), None
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
@@ -101,17 +101,26 @@ class SceneReader:
                     f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}"
                 ) from error
             for number, band, plane in zip(numbers, bands, values, strict=True):
-                valid = valid_CHW[number]
-                if band.nodata is not None and not np.isnan(band.nodata):
-                    np.not_equal(plane, plane.dtype.type(band.nodata), out=valid)
-                if plane.dtype.kind == "f":
-                    with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
-                        plane = plane.astype(self.scene.dtype, copy=False)
-                    valid &= np.isfinite(plane)
-                if shown is not None:
-                    valid &= shown
-                values_CHW[number] = np.where(valid, plane, 0)
-        return Pixels(values_CHW, None if valid_CHW.all() else valid_CHW)
+                with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
+                    values_CHW[number] = plane
+                valid = _valid_values(band, plane, values_CHW[number], shown)
+                if valid is not None and not valid.all():
+                    values_CHW[number][~valid] = 0
+                    valid_CHW = np.ones(shape, bool) if valid_CHW is None else valid_CHW
+                    valid_CHW[number] = valid
+        return Pixels(values_CHW, valid_CHW)
+
+
+def _valid_values(band: SceneBand, stored: np.ndarray, kept: np.ndarray, shown: np.ndarray | None) -> np.ndarray | None:
+    """Which values of a band hold something, as the file stores them and as we keep them; None: all do."""
+    valid = shown
+    if band.nodata is not None and not np.isnan(band.nodata):
+        told = stored != stored.dtype.type(band.nodata)
+        valid = told if valid is None else valid & told
+    if stored.dtype.kind == "f":
+        finite = np.isfinite(kept)
+        valid = finite if valid is None else valid & finite
+    return valid
 
 
 def preview(scene: Scene, window: Window, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -101,11 +101,14 @@ def quantised(bundle: Bundle, samples: Iterable[Sequence[torch.Tensor]]) -> byte
 
     nncf.set_log_level(logging.ERROR)
     data = nncf.Dataset([_arrays(inputs) for inputs in samples])
-    whole_range = AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+    settings = AdvancedQuantizationParameters(
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+        disable_bias_correction=True,  # 3 s, and 0.27 % of the classes instead of 0.21 %
+    )
     with _quietly():
         model = _convert(bundle)
         ignored = nncf.IgnoredScope(names=_in_bf16(model, bundle))
-        quantised = nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, advanced_parameters=whole_range, ignored_scope=ignored)
+        quantised = nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, advanced_parameters=settings, ignored_scope=ignored)
         return _archived(quantised)
 
 
