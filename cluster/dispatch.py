@@ -99,7 +99,7 @@ def _ask(actor: _Actor, now: float) -> None:
 def _load(actor: _Actor, actors: Sequence[_Actor], work: deque[Task], suspects: deque[Task], now: float) -> None:
     """Give an actor what it may hold; the last tasks, where it waits for them behind another, only if it has the least to do."""
     while actor.free() > 0:
-        if actor.flying and len(work) <= len(actors) and actor.load() > min(other.load() for other in actors if other.up):
+        if actor.flying and len(work) <= IN_FLIGHT * len(actors) and actor.load() > min(other.load() for other in actors if other.up):
             return
         if suspects and not actor.flying:
             task = suspects.popleft()

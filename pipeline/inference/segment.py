@@ -295,7 +295,7 @@ def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, stream
         done: list[ShardResult] = []
         while True:
             with change:  # the last shards are for the segmenter that has the least to do, as in `cluster/dispatch`
-                change.wait_for(lambda: not left or len(left) > streams or loads[number] <= min(loads))
+                change.wait_for(lambda: not left or len(left) > 2 * streams or loads[number] <= min(loads))
                 if not left:
                     return done
                 shard = left.popleft()
