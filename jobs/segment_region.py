@@ -201,8 +201,10 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
     resources = Resources(describe_device(kind), request.memory_bytes or memory_allotted() // workers, workers, pixels)
     before = [planned_before(opened, request) for opened in scenes]
     new = [(opened.scene, opened.region) for opened, plan in zip(scenes, before, strict=True) if plan is None]
-    trial = prepare_trial(bundle, kind, request.settings.precision, new, workers=workers, kept=request.out / QUANTISED)
-    choice = trial.choose(trial.pays()) if new else REFERENCE
+    choice = REFERENCE
+    if new:
+        trial = prepare_trial(bundle, kind, request.settings.precision, new, workers=workers, kept=request.out / QUANTISED)
+        choice = trial.choose(trial.pays())
     seconds: dict[tuple[int, int, str, str], float] = {}
     for opened, planned in zip(scenes, before, strict=True):
         plan = planned or plan_scene(opened, bundle, request, choice, resources)

@@ -122,10 +122,13 @@ def shards(region: Window, shard: int) -> list[Window]:
 
     Shards lie on the scene's own grid of `shard` px, whatever the region, so that a region's tiles are the scene's.
     """
-    rows = range(region.row // shard * shard, region.rows.stop, shard)
-    cols = range(region.col // shard * shard, region.cols.stop, shard)
-    cells = (Window(row, col, shard, shard) for row in rows for col in cols)
-    return [cut for cell in cells if (cut := cell.intersection(region))]
+    return [Window.of(rows, cols) for rows in cells(region.rows, shard) for cols in cells(region.cols, shard)]
+
+
+def cells(inside: Span, shard: int) -> list[Span]:
+    """The shards along one axis that meet the span `inside`, clipped to it, in order."""
+    starts = range(inside.start // shard * shard, inside.stop, shard)
+    return [Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts]
 
 
 def largest_first(windows: Iterable[Window]) -> list[Window]:

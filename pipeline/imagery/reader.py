@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
@@ -133,21 +132,19 @@ def preview(scene: Scene, window: Window, shape: tuple[int, int]) -> tuple[np.nd
     values_CHW, valid_CHW = np.empty((count, *shape), scene.dtype), np.empty((count, *shape), bool)
     sides = [max(PREVIEW_PIECE, block) for block in scene.block]
     rows, cols = (list(_pieces(*axis)) for axis in zip(shape, (window.rows, window.cols), sides, strict=True))
-    pieces = deque(product(rows, cols))
+    pieces = list(product(rows, cols))
+    workers = min(len(pieces), len(os.sched_getaffinity(0)))
 
-    def read() -> None:
-        with SceneReader(scene) as reader, suppress(IndexError):
-            while True:
-                (small_rows, down), (small_cols, across) = pieces.popleft()
+    def read(first: int) -> None:
+        with SceneReader(scene) as reader:
+            for (small_rows, down), (small_cols, across) in pieces[first::workers]:
                 small = Window.of(small_rows, small_cols)
                 values, valid = reader._read_inside(Window.of(down, across), (small.height, small.width))
                 place = (slice(None), *small.slices())
                 values_CHW[place], valid_CHW[place] = values, True if valid is None else valid
 
-    workers = min(len(pieces), len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(workers) as pool:
-        for reading in [pool.submit(read) for _ in range(workers)]:
-            reading.result()
+        list(pool.map(read, range(workers)))
     return values_CHW, valid_CHW
 
 

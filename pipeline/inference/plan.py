@@ -16,7 +16,7 @@ import rasterio
 import torch
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, largest_first, shards, spans, tile_rows
+from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, largest_first, shards, spans, tile_rows
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
@@ -274,10 +274,10 @@ def _axis_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None)
     return _Cut(len(reads), sum(reads))
 
 
-def _cells(inside: Span, shard: int) -> list[Span]:
-    """The shards along one axis."""
-    starts = range(inside.start // shard * shard, inside.stop, shard)
-    return [Span(max(start, inside.start), min(start + shard, inside.stop)) for start in starts]
+@lru_cache(100_000)
+def _axis_read(inside: Span, length: int, shard: int, tile: int, halo: int, trim: int | None) -> int:
+    """The pixels that are read along an axis, in all shards."""
+    return sum(_axis_cut(span, length, tile, halo, trim).read for span in cells(inside, shard))
 
 
 def _halo(asked: int | str, bundle: Bundle) -> int:
@@ -316,8 +316,8 @@ def _best_sizes(
 
     def compute(shard: int, tile: TileSize) -> float:
         """The network's work for a pixel of the region, with whole shards."""
-        rows = sum(_axis_cut(span, ceil_to(grid.height, stride), tile[0], halo, trim).read for span in _cells(window.rows, shard))
-        cols = sum(_axis_cut(span, ceil_to(grid.width, stride), tile[1], halo, trim).read for span in _cells(window.cols, shard))
+        rows = _axis_read(window.rows, ceil_to(grid.height, stride), shard, tile[0], halo, trim)
+        cols = _axis_read(window.cols, ceil_to(grid.width, stride), shard, tile[1], halo, trim)
         return rows * cols / window.pixels * _cost(tile)
 
     def work(sizes: Sizes) -> float:
@@ -328,13 +328,16 @@ def _best_sizes(
 
     found = []
     for shard, some in fitting.items():
-        count = len(_cells(window.rows, shard)) * len(_cells(window.cols, shard))
+        count = len(cells(window.rows, shard)) * len(cells(window.cols, shard))
         last = {min(count, count % resources.workers + more * resources.workers) for more in range(3)} - {0}
         cuts = [(fine, finer) for fine in (shard // 2, shard // 4) if fine >= BLOCK for finer in last if settings.shard == "auto"]
-        found += [Sizes(shard, *cut, min(some, key=partial(compute, shard))) for cut in [(shard, 0), *cuts] if some]
+        if some:
+            tile = min(some, key=partial(compute, shard))
+            found += [Sizes(shard, *cut, tile) for cut in [(shard, 0), *cuts]]
     if not found:
         return min(Sizes(shard, shard, 0, some[0]) for shard, some in tiles.items())
-    return min(found, key=lambda sizes: (round(work(sizes) / NEAR), sizes.finer, sizes.shard, work(sizes)))
+    works = {sizes: work(sizes) for sizes in found}
+    return min(found, key=lambda sizes: (round(works[sizes] / NEAR), sizes.finer, sizes.shard, works[sizes]))
 
 
 def _cost(tile: TileSize) -> float:
@@ -365,9 +368,8 @@ def _lengths(scene: Scene, stride: int, halo: int, largest_core: int) -> list[in
     """A tile's lengths along one axis."""
     smallest, largest = (ceil_to(core + 2 * halo, stride) for core in (max(stride, SMALLEST_TILE - 2 * halo), largest_core))
     whole = max(ceil_to(scene.grid.height, stride), ceil_to(scene.grid.width, stride))
-    usual = [
-        largest_core // count + rim for count in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64) for rim in (halo, 2 * halo)
-    ]  # at an edge, or inside
+    rims = (halo, 2 * halo)  # at an edge, or inside
+    usual = [largest_core // count + rim for count in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64) for rim in rims]
     sizes = {ceil_to(size, stride) for size in (*usual, whole, *range(smallest, largest, TILE_STEP))}
     return sorted(size for size in sizes if smallest <= size <= min(whole, largest)) or [max(smallest, whole)]
 

@@ -303,7 +303,8 @@ def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, stream
             try:
                 done.append(segmenter.write_part(plan, shard, folder, folder / f"{plan.shard_name(shard)}.part"))
             except BaseException:
-                left.clear()  # the others end, too
+                with change:
+                    left.clear()  # the others end, too
                 raise
             finally:
                 with change:

@@ -142,6 +142,27 @@ def test_a_trial_measures_and_remembers(unet: Bundle, tmp_path: Path, monkeypatc
     assert file.read_text() == speeds
 
 
+def test_an_engine_that_fails_its_self_test_is_passed_over(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """The run goes on with one that passes; nothing is remembered of the other."""
+    monkeypatch.setattr(choice, "TRIAL_PX", 64)
+    monkeypatch.setattr(choice, "native_precision", lambda _: "bf16")
+    monkeypatch.setattr(choice, "missing", lambda engine, device: None if engine != "compiled" else "left out of this test")
+    monkeypatch.setattr(choice, "quantised", lambda bundle, inputs: b"int8")
+    monkeypatch.setattr(Trial, "differing", lambda _, precision: 0.1 if precision == "int8" else 0.0)
+    build = choice.Engine
+
+    def failing(bundle: Bundle, device: str, execution: Execution) -> object:
+        if execution.engine == "openvino":
+            raise Refused("self-test failed")
+        return build(bundle, device, execution)
+
+    monkeypatch.setattr(choice, "Engine", failing)
+    trial = Trial(unet, "cpu", "auto", SAMPLES, work_px=MUCH)
+    found = trial.choose(others=True)
+    assert found.execution.engine == "eager" and "bf16 openvino 0" in found.why
+    assert trial.remembered() and "bf16 openvino" not in trial.remembered()
+
+
 def test_differences_are_those_of_classes(unet: Bundle):
     trial = Trial(unet, "cpu", "auto", SAMPLES, work_px=MUCH)
     assert trial.differing("fp32") == 0.0

@@ -91,6 +91,16 @@ def test_an_int8_network_is_the_same_twice_and_from_its_file(unet: Bundle, tmp_p
     np.testing.assert_array_equal(masks[0], masks[2])
 
 
+@pytest.mark.parametrize("architecture", ["identity", "logistic_regression"])
+def test_int8_of_a_network_with_hardly_a_convolution(make_bundle, architecture: str):
+    pytest.importorskip("nncf")
+    bundle = make_bundle(architecture, bands=3, classes=5)
+    model = forward._convert(bundle)
+    assert len(set(forward._in_bf16(model, bundle)) & {op.get_friendly_name() for op in model.get_ordered_ops()}) <= 4
+    found = classes(bundle, Execution("openvino", "int8", quantised(bundle)), [pixels(2)])
+    assert (found != classes(bundle, Execution(), [pixels(2)])).mean() <= 0.05
+
+
 def test_usage_statistics_of_openvino_are_off(monkeypatch: pytest.MonkeyPatch):
     import os
 
