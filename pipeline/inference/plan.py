@@ -19,6 +19,7 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, largest_first, shards, spans, tile_rows
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
+from pipeline.models.allocator import TOP_PAD
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice
 from pipeline.models.engine import Execution, Scaling, layer_count
@@ -402,4 +403,5 @@ def _memory_bytes(
     inputs = batch * tile_px * bands * (4 + scene.dtype.itemsize)
     outputs = tile_px * (9 + (4 + 4 + 1) * classes * (layers > 1))  # int64 and uint8 ids; fp32 logits, softmax, percent
     strips = 6 * min(shard, scene.grid.width) * (tile[0] - 2 * halo + BLOCK) * layers
-    return int(PROCESS_BYTES + COPIES * bundle.weight_bytes + batch * tile_px * activations + ahead + inputs + outputs + strips)
+    process = PROCESS_BYTES + TOP_PAD + COPIES * bundle.weight_bytes
+    return int(process + batch * tile_px * activations + ahead + inputs + outputs + strips)

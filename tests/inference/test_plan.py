@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_the_scene(unet: Bundle):
 
 def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(unet: Bundle):
     scene = scene_of(20_000, 20_000)
-    plans = [plan_of(scene, unet, budget_bytes=int(budget * GIB)) for budget in (4.0, 1.45, 1.3)]
+    plans = [plan_of(scene, unet, budget_bytes=int(budget * GIB)) for budget in (4.0, 1.7, 1.55)]
     areas = [plan.tile[0] * plan.tile[1] for plan in plans]
     assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
     with pytest.raises(Refused, match=r"one worker needs .* GiB and may use 0\.5 GiB: choose a smaller --tile"):
