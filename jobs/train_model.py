@@ -1,6 +1,6 @@
-"""Train a segmentation network on a labelled scene, measure it beside two baselines, and write a bundle.
+"""Train a segmentation network on labelled images or scenes, measure it beside two baselines, and write a bundle.
 
-python jobs/train_model.py --architecture NAME --data SCENE --labels RASTER --classes FILE --output BUNDLE ...
+python jobs/train_model.py --architecture NAME --data SOURCE ... --output BUNDLE [options]
 python jobs/train_model.py --architecture NAME --epochs 0 --bands N --classes K --output BUNDLE     random weights
 python jobs/train_model.py --list                                                                   the zoo
 """
@@ -8,42 +8,62 @@ python jobs/train_model.py --list                                               
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
+import re
 import shlex
+import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rasterio.errors import NotGeoreferencedWarning
 
+from cluster.environment import secure_embedded_ray
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Span
 from pipeline.imagery import storage
-from pipeline.models.bundle import Bundle
-from pipeline.models.networks import ARCHITECTURES
+from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.engine import choose_device
+from pipeline.models.metrics import Scores
+from pipeline.models.networks import build_network
 from pipeline.models.random_bundle import save_random_bundle
-from pipeline.training.classes import read_classes
-from pipeline.training.datasets import open_labelled
-from pipeline.training.evaluation import score_table
-from pipeline.training.fit import Columns, fit, save_fitted
-from pipeline.training.loop import Epoch, Recipe, best_epoch
+from pipeline.models.receptive import find_reach
+from pipeline.models.zoo import table
+from pipeline.training.baselines import score_table
+from pipeline.training.classes import ClassTable, read_classes
+from pipeline.training.datasets import LabelledScene, open_labelled
+from pipeline.training.fit import Training, check_window, fit
+from pipeline.training.loop import METRICS, OPTIMISERS, SCHEDULES, Epoch, Recipe
+from pipeline.training.pictures import Example, draw_samples
+from pipeline.training.splits import HeldOut, Split, split
+from pipeline.training.statistics import Statistics, measure
+from pipeline.training.validation import context_px, cores
 
 DONE, ERROR, REFUSED = 0, 1, 2
-REPORT_SECONDS = 5.0
-EXAMPLE = """example:
+LINE_EVERY_S, BAR_EVERY_S = 30.0, 0.5
+ON_SHEET = 12  # samples that --check shows
+EXAMPLE = """examples:
   python jobs/train_model.py --architecture unet --argument width=16 --argument depth=2 --data jobs/demo/zion/item.json \\
-      --labels jobs/demo/zion/nlcd.tif --classes jobs/demo/zion/classes.json \\
-      --validation-columns 768:888 --test-columns 936:1128 --output my-model
+      --labels jobs/demo/zion/nlcd.tif --classes jobs/demo/zion/classes.json --validation 768:888 --test 936:1128 --output my-model
+  python jobs/train_model.py --architecture segnet --data camvid/train.txt --validation camvid/val.txt --ignore 11 \\
+      --window 352x480 --output street-model
+  python jobs/train_model.py --architecture unet --data "mosaics/Tile 1" "mosaics/Tile 2" --test "mosaics/Tile 6" --output roofs
   python jobs/train_model.py --architecture unet --epochs 0 --bands 4 --classes 3 --output random-model
 
-FILE of --classes is a JSON list of {"name", "color": "#RRGGBB", "values": [label values that belong to it]}.
-exit code: 0 done; 2 refused: bad usage or data that cannot be trained on; 1 anything else, interruption included"""
+SOURCE is a scene (raster or STAC item, with --labels), a folder of images (with --labels the folder of masks), a folder that
+holds images/ and masks/ side by side at any depth, or a list (.txt, .csv) of an image and its mask a line.
+FILE of --classes is a JSON list of {"name", "color": "#RRGGBB", "values": [label values or mask colours "#RRGGBB"]}; without it
+each value or colour of the labels is a class.
+The same command again goes on where a training was stopped. exit code: 0 done; 2 refused: bad usage or data that cannot be
+trained on; 1 anything else, interruption included"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(words)
     try:
         if options.list:
-            print("\n".join(zoo()))
+            print("\n".join(table()))
         elif options.epochs == 0:
             save_random(options, words)
         else:
@@ -64,36 +84,261 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print(f"interrupted: {what_is_left(options)}", file=sys.stderr)
         return ERROR
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
 
 
-def train_model(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
-    """From a labelled scene to a bundle: read, train, compare, save."""
-    began = time.monotonic()
-    folder = free_folder(options.output)
-    for name in ("data", "labels", "classes", "validation_columns", "test_columns"):
-        if getattr(options, name) is None:
-            raise Refused(f"training needs --{name.replace('_', '-')} too; see --help for an example")
-    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
-    names = options.bands.split(",") if options.bands else None
-    labelled = open_labelled(options.data, options.labels, read_classes(storage.local_path(options.classes)), names)
-    held_out = Columns(options.validation_columns, options.test_columns, options.train_columns)
-    fitted = fit(labelled, options.architecture, dict(options.argument), held_out, recipe, Progress(recipe.epochs))
-    bundle = save_fitted(fitted, folder, command=command(words), licences=dict(options.licence), began=began)
-    test = fitted.split.test
-    print(f"on the test block, columns {test.start} to {test.stop}; best epoch {best_epoch(fitted.epochs).number} of {recipe.epochs}")
-    print(score_table(fitted.scores, fitted.class_names))
-    print_bundle(bundle)
-    return bundle
+def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """From labelled data to a bundle: read, split, measure, train, save."""
+    output, run = storage.local_path(options.output), run_folder(options)
+    finished = (storage.read_json(run / "run.json") or {}).get("finished")
+    if (output / "model.json").exists() and (finished or not (run / "run.json").exists()):
+        raise Refused(f"{output}: holds a bundle already; choose another --output or remove it")
+    storage.check_writable(output)
+    training = prepare(options, command(words))
+    print_plan(training)
+    if options.check:
+        draw_check(training, run)
+        return
+    settings = describe(training, options)
+    if not storage.create_json(run / "run.json", settings):
+        adopt(run, settings)
+    scores = run_training(training, options)
+    storage.replace_json(run / "run.json", settings | {"finished": True})
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    if scores:
+        print(f"on the test set ({training.split.how}):")
+        print(score_table(scores, training.class_names))
+    print_bundle(load_bundle(output))
+    print(f"{run}: epochs.csv, curves.png, samples.png, tensorboard/")
+
+
+def prepare(options: argparse.Namespace, typed: str) -> Training:
+    """Open, split and measure the data, and look at the network. Raises Refused and Unreadable."""
+    recipe = recipe_of(options)
+    held = {name: held_out(getattr(options, name)) for name in ("validation", "test")}
+    scenes = open_all(options.data, options)
+    given: ClassTable | str | None = options.classes and scenes[0].table
+    sets = {name: replace(one, scenes=tuple(open_all(places, options, scenes, given))) for name, (one, places) in held.items()}
+    bands = [band.name for band in scenes[0].scene.bands]
+    torch.manual_seed(recipe.seed)
+    reach = find_reach(build_network(options.architecture, len(bands), len(scenes[0].classes), **dict(options.argument)), len(bands))
+    check_window(recipe, reach)
+    parts = split(scenes, sets["validation"], sets["test"], gap=context_px(reach), seed=recipe.seed, block=options.block)
+    statistics = measure(parts.train, chosen_bands(scenes[0]), recipe.seed)
+    georeferenced = scenes[0].scene.grid.crs is not None
+    recipe = replace(recipe, augment=options.augment or ("turn" if georeferenced else "flip"))
+    return Training(
+        architecture=options.architecture, arguments=dict(options.argument), split=parts, statistics=statistics, recipe=recipe,
+        reach=reach, output=storage.local_path(options.output), command=typed, licences=dict(options.licence),
+        run=run_folder(options), encoder=options.encoder, warnings=tuple(warnings_of(parts, statistics)),
+    )  # fmt: skip
+
+
+def open_all(
+    places: Sequence[str], options: argparse.Namespace, like: Sequence[LabelledScene] = (), classes: ClassTable | str | None = None
+) -> list[LabelledScene]:
+    """The labelled scenes of several sources, with the bands and classes of `like`."""
+    found = list(like[:1])
+    for place in places:
+        table = found[0].table if found else read_classes(storage.local_path(options.classes), options.ignore) if options.classes else None
+        bands = chosen_bands(found[0]) if found else options.bands.split(",") if options.bands else None
+        found += open_labelled(
+            place, labels=options.labels, classes=table, bands=bands, class_column=options.class_column, ignored=options.ignore
+        )
+    return found[len(like[:1]) :]
+
+
+def chosen_bands(item: LabelledScene) -> list[Any]:
+    """The bands of a scene, as its source names them."""
+    from pipeline.imagery.bands import Band
+
+    entries = {name: entry.names for asset in item.source.assets for entry in asset.bands for name in entry.names}
+    names = [entries.get(band.name, (band.name,)) for band in item.scene.bands]
+    return [Band(entry[0], common_name=entry[1] if len(entry) > 1 else None) for entry in names]
+
+
+def held_out(words: Sequence[str]) -> tuple[HeldOut, list[str]]:
+    """What --validation or --test asks for: a share, columns A:B, or sources of their own, which are returned to be opened."""
+    if len(words) == 1 and re.fullmatch(r"\d+:\d+", words[0]):
+        start, stop = map(int, words[0].split(":"))
+        return HeldOut(columns=Span(start, stop)), []
+    if len(words) == 1 and re.fullmatch(r"[0-9]*\.?[0-9]+", words[0]):
+        share = float(words[0])
+        if not 0 <= share < 1:
+            raise Refused(f"{words[0]}: a share to hold out is 0 or more and below 1")
+        return HeldOut(share=share), []
+    return HeldOut(), list(words)
+
+
+def warnings_of(parts: Split, statistics: Statistics) -> list[str]:
+    """What a person should know of classes that are missing somewhere."""
+    names, found = parts.train[0].table.names, []
+    found += [
+        f"class {name} is nowhere in the training data: it cannot be learnt"
+        for name, n in zip(names, statistics.counts, strict=True)
+        if not n
+    ]
+    if parts.how.count("columns") == 0 and not parts.test:
+        found.append("nothing is held out as a test set: the scores of the validation set have chosen the epoch, and are too good")
+    return found
+
+
+def run_training(training: Training, options: argparse.Namespace) -> dict[str, Scores] | None:
+    """On Ray; in this process where Ray is not installed."""
+    progress = Progress(training)
+    if find_spec("ray") is None:
+        if options.workers > 1:
+            raise Refused(f"--workers {options.workers}: Ray is not installed (pip install 'ray[train]')")
+        return fit(training, torch.device(choose_device()), progress)
+    secure_embedded_ray()
+    from cluster.session import check_paths, ray_session
+    from cluster.train import train_on_ray
+
+    place = options.checkpoints or str(run_folder(options))
+    with ray_session() as nodes:
+        check_paths(nodes, sorted({band.path for item in training.split.train for band in item.scene.bands})[:1], str(training.output))
+        return train_on_ray(training, nodes, workers=options.workers, storage=place, name="checkpoints", tell=progress.tell)
+
+
+def describe(training: Training, options: argparse.Namespace) -> dict[str, Any]:
+    """What a training that is taken up again must share with its first start."""
+    return {
+        "architecture": training.architecture,
+        "arguments": training.arguments,
+        "bands": [asdict(band) for band in training.statistics.bands],
+        "classes": [asdict(item) for item in training.split.train[0].classes],
+        "split": training.split.to_json(),
+        "recipe": asdict(training.recipe),
+        "encoder": training.encoder,
+        "workers": options.workers,
+    }
+
+
+def adopt(run: Path, settings: dict[str, Any]) -> None:
+    """Go on with a training that was stopped. Raises Refused, naming it, where something else is asked for now."""
+    before = storage.read_json(run / "run.json") or {}
+    now = json.loads(json.dumps(settings))
+    for name, value in now.items():
+        if before.get(name) != value:
+            what = name
+            if isinstance(value, dict) and isinstance(before.get(name), dict):
+                what = next(f"{name} {key}" for key in value if before[name].get(key) != value[key])
+            raise Refused(f"{run}: holds a training that was stopped, with another {what}: choose another --output, or remove the folder")
+    print(f"{run}: holds this training, stopped before its end: it goes on", flush=True)
+
+
+def what_is_left(options: argparse.Namespace) -> str:
+    """The last words of an interrupted training."""
+    output = storage.local_path(options.output) if options.output else None
+    if output is None or not (output / "model.json").exists():
+        return "no epoch was finished and no bundle was written"
+    after = load_bundle(output).metrics.get("interrupted_after_epoch")
+    return f"{output} holds the best network so far, of epoch {after}; the same command goes on"
+
+
+def run_folder(options: argparse.Namespace) -> Path:
+    """The folder beside the bundle for what is kept of its training."""
+    output = storage.local_path(options.output)
+    return output.with_name(f"{output.name}.run")
+
+
+def draw_check(training: Training, run: Path) -> None:
+    """Write the pictures of --check: validation and training images with their labels, and training windows as they are changed."""
+    run.mkdir(parents=True, exist_ok=True)
+    table, bands = training.split.train[0].table, training.statistics.bands
+    shown = []
+    for called, scenes in training.split.sets().items():
+        found = cores(scenes)
+        for number in np.linspace(0, len(found) - 1, min(ON_SHEET // 3, len(found))).astype(int):
+            item, core = found[number]
+            block = item.read(core)
+            shown.append(Example(f"{called}: {item.name}", block.normalised(bands).numpy(), block.labels_HW))
+    draw_samples(run / "labels.png", shown, table)
+    draws = training.draws()
+    windows = []
+    for draw in range(min(ON_SHEET, draws.epoch_length)):
+        image_CHW, labels_HW, _ = draws[draw]
+        windows.append(Example(draws.place(draw), image_CHW.numpy(), labels_HW.numpy().astype(np.uint8)))
+    draw_samples(run / "windows.png", windows, table)
+    print(f"nothing was trained; look at {run / 'labels.png'} and {run / 'windows.png'}")
+
+
+def print_plan(training: Training) -> None:
+    """What will be trained on what, in a few lines."""
+    recipe, statistics, draws = training.recipe, training.statistics, training.draws()
+    names, counts = training.class_names, statistics.counts
+    sets = ", ".join(f"{len(scenes)} {called}" for called, scenes in training.split.sets().items())
+    print(f"images: {sets} ({training.split.how})")
+    print("bands: " + ", ".join(f"{band.name} {band.mean:.4g} ± {band.std:.4g}" for band in statistics.bands))
+    shares = counts / counts.sum()
+    print("classes: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)))
+    halo = "never exact" if training.reach.exact_halo is None else f"exact halo {training.reach.exact_halo} px"
+    print(f"network: {training.architecture}, stride {training.reach.stride} px, {halo}")
+    steps = -(-draws.epoch_length // recipe.batch)
+    height, width = recipe.window
+    print(
+        f"training: up to {recipe.epochs} epochs of {steps} steps of {recipe.batch} windows of {height} x {width} px, augmented: {recipe.augment}"
+    )
+    for line in training.warnings:
+        print(f"note: {line}")
+    sys.stdout.flush()
+
+
+class Progress:
+    """A line for each epoch, under a heading, and between them how far the epoch is: a bar on a terminal, lines in a log."""
+
+    def __init__(self, training: Training):
+        self.names, self.epochs = training.class_names, training.recipe.epochs
+        self.written, self.headed, self.bar = time.monotonic(), False, sys.stderr.isatty()
+        self.done: list[Epoch] = []
+
+    def resumed(self) -> None:
+        """There is nothing to go on from without Ray."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        now = time.monotonic()
+        if now - self.written < (BAR_EVERY_S if self.bar else LINE_EVERY_S):
+            return
+        self.written = now
+        text = f"epoch {epoch}/{self.epochs}, step {step}/{steps}, loss {loss:.4f}"
+        if self.bar:
+            filled = 30 * step // steps
+            print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {text}\x1b[K", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, flush=True)
+
+    def epoch(self, epoch: Epoch, _: object = None) -> None:
+        self.done.append(epoch)
+        if self.bar:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        if not self.headed:
+            self.headed = True
+            print("epoch     loss  accuracy  mean IoU  mean F1   seconds")
+        best = max(self.done, key=lambda one: one.score) is epoch
+        print(
+            f"{epoch.number:>5} {epoch.loss:>8.4f} {epoch.accuracy:>9.4f} {epoch.mean_iou:>9.4f} {epoch.mean_f1:>8.4f} {epoch.seconds:>9.1f}"
+            + ("  best so far" if best else ""), flush=True,
+        )  # fmt: skip
+        self.written = time.monotonic()
+
+    def tell(self, news: Any) -> None:
+        """What Ray's workers have to say."""
+        for epoch in news.epochs:
+            self.epoch(epoch)
+        if news.step:
+            self.step(*news.step)
 
 
 def save_random(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
     """The bundle of `--epochs 0`."""
-    folder = free_folder(options.output)
+    folder = storage.local_path(options.output)
+    if (folder / "model.json").exists():
+        raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")
+    storage.check_writable(folder)
     if options.data or not (str(options.bands).isdigit() and str(options.classes).isdigit()):
         raise Refused("--epochs 0 makes random weights: it needs --bands N and --classes K, and no --data")
     bundle = save_random_bundle(
@@ -105,39 +350,9 @@ def save_random(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
     return bundle
 
 
-def free_folder(output: str) -> Path:
-    """Where the bundle will be. Raises Refused, before any work, where there is one or nothing can be written."""
-    folder = storage.local_path(output)
-    if (folder / "model.json").exists():
-        raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")
-    storage.check_writable(folder)
-    return folder
-
-
 def command(words: Sequence[str]) -> str:
     """What was typed, as the bundle remembers it."""
     return f"python jobs/train_model.py {shlex.join(words)}"
-
-
-class Progress:
-    """Prints a line every few seconds, and for the last epoch."""
-
-    def __init__(self, epochs: int):
-        self.epochs, self.began, self.printed = epochs, time.monotonic(), 0.0
-        self.best: Epoch | None = None
-
-    def __call__(self, epoch: Epoch) -> None:
-        if self.best is None or epoch.score > self.best.score:
-            self.best = epoch
-        now = time.monotonic()
-        if now - self.printed < REPORT_SECONDS and epoch.number < self.epochs:
-            return
-        self.printed = now
-        left_s = (now - self.began) / epoch.number * (self.epochs - epoch.number)
-        print(
-            f"epoch {epoch.number}/{self.epochs}, loss {epoch.loss:.4f}, validation mean IoU {epoch.score:.4f}"
-            f" (best {self.best.score:.4f} in epoch {self.best.number}), {left_s:.0f} s left", flush=True,
-        )  # fmt: skip
 
 
 def print_bundle(bundle: Bundle) -> None:
@@ -147,15 +362,10 @@ def print_bundle(bundle: Bundle) -> None:
     print(f"stride {bundle.reach.stride} px, halo {bundle.halo} px ({exact})")
 
 
-def zoo() -> list[str]:
-    """A line a network: its name, the first sentence of its description, its own arguments."""
-    lines = []
-    for name, build in sorted(ARCHITECTURES.items()):
-        own = [item for item in inspect.signature(build).parameters.values() if item.name not in ("bands", "classes")]
-        described: Callable[..., Any] = build.func if isinstance(build, partial) else build
-        sentence = (inspect.getdoc(described) or "").splitlines()[0]
-        lines.append(" ".join([f"{name:<28}", sentence, *(f"--argument {item.name}={item.default}" for item in own)]))
-    return lines
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe that the options ask for. Raises Refused."""
+    asked = {item.name: getattr(options, item.name) for item in fields(Recipe) if item.name != "augment"}
+    return Recipe(**asked, augment=options.augment or "none")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -168,48 +378,102 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--argument", action="append", default=[], type=name_value, metavar="NAME=VALUE", help="of the architecture, such as width=16"
     )
-    parser.add_argument("--output", metavar="BUNDLE", help="the folder to write; must not hold a bundle yet")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="SCENE", help="a raster or a STAC item")
-    data.add_argument("--labels", metavar="RASTER", help="class values, on any grid: its first band, taken by nearest neighbour")
-    data.add_argument("--classes", metavar="FILE", help="the class table; with --epochs 0 the number of classes")
-    data.add_argument("--bands", metavar="NAMES", help="bands to learn from, by commas (default: all); with --epochs 0 their number")
-    data.add_argument("--test-columns", type=columns, metavar="A:B", help="held out, and measured on once at the end")
-    data.add_argument("--validation-columns", type=columns, metavar="A:B", help="held out to choose the best epoch by")
-    data.add_argument("--train-columns", type=columns, metavar="A:B", help="trained on (default: the widest run left, a halo away)")
-    data.add_argument("--licence", action="append", default=[], type=what_licence, metavar="WHAT=SPDX", help="kept in the bundle")
-    usual = Recipe()
-    recipe = parser.add_argument_group("recipe")
-    for name, kind, metavar, what in (
-        ("epochs", int, "N", "0 for random weights"),
-        ("batch", int, "N", "windows a step"),
-        ("window", int, "PX", "side of a training window"),
-        ("learning-rate", float, "X", "at the start; it falls as a cosine"),
-        ("weight-decay", float, "X", "of AdamW"),
-        ("label-smoothing", float, "X", "share of the target given to the other classes"),
-        ("balance", float, "X", "0..1: weigh a pixel by its class's rarity to this power"),
-        ("seed", int, "N", "of weights, windows and dropout"),
-    ):
-        default = getattr(usual, name.replace("-", "_"))
-        recipe.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=f"{what} (default {default})")
-    recipe.add_argument("--no-turn", dest="turn", action="store_false", help="do not flip and turn training windows")
+    parser.add_argument("--output", metavar="BUNDLE", help="the folder to write; OUTPUT.run beside it keeps curves and checkpoints")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="that train together: GPUs, or shares of the CPUs (default 1)")
+    parser.add_argument("--check", action="store_true", help="print what would be trained on, draw samples, and stop")
+    parser.add_argument("--checkpoints", metavar="PLACE", help="a folder or s3:// URI that all nodes see (default: in OUTPUT.run)")
+    add_data(parser.add_argument_group("data"))
+    add_recipe(parser.add_argument_group("recipe"))
     options = parser.parse_args(words)
-    for name in () if options.list else ("architecture", "output"):
-        if getattr(options, name) is None:
+    for name in () if options.list else ("architecture", "output") if options.epochs == 0 else ("architecture", "output", "data"):
+        if not getattr(options, name):
             parser.error(f"--{name} is required")
+    if options.workers < 1:
+        parser.error("--workers must be 1 or more")
     return options
 
 
-def columns(text: str) -> Span:
-    """A:B, as columns A to B without B."""
-    start, stop = text.split(":")
-    return Span(int(start), int(stop))
+def add_data(group: argparse._ArgumentGroup) -> None:
+    """The options that say what is learnt from."""
+    group.add_argument("--data", nargs="+", default=[], metavar="SOURCE", help="labelled images or scenes, see below")
+    group.add_argument(
+        "--labels", metavar="PLACE", help="a scene's label raster or polygons, or the folder of the masks of a folder of images"
+    )
+    group.add_argument("--classes", metavar="FILE", help="the class table; with --epochs 0 the number of classes")
+    group.add_argument("--class-column", metavar="NAME", help="of label polygons (default: class)")
+    group.add_argument("--ignore", nargs="+", type=int, default=[], metavar="VALUE", help="label values that are neither learnt nor scored")
+    group.add_argument("--bands", metavar="NAMES", help="bands to learn from, by commas (default: all); with --epochs 0 their number")
+    for name, default, what in (("validation", "0.2", "choose the best epoch by"), ("test", "0", "measure on once, at the end")):
+        group.add_argument(
+            f"--{name}", nargs="+", default=[default], metavar="WHAT",
+            help=f"held out to {what}: a share of the files, or of spatial blocks where there are few files; columns A:B of a scene;"
+            f" or sources of their own (default {default})",
+        )  # fmt: skip
+    group.add_argument("--block", type=int, metavar="PX", help="side of the spatial blocks that a share is drawn from")
+    group.add_argument("--licence", action="append", default=[], type=what_licence, metavar="WHAT=SPDX", help="kept in the bundle")
+
+
+def add_recipe(group: argparse._ArgumentGroup) -> None:
+    """The options that say how."""
+    usual = Recipe()
+    group.add_argument("--encoder", metavar="FILE", help="pretrained weights of the network's encoder: .pth, .safetensors or a bundle")
+    group.add_argument("--window", type=height_width, default=usual.window, metavar="PX|HxW", help="size of training windows (default 128)")
+    group.add_argument("--optimiser", choices=OPTIMISERS, default=usual.optimiser, help=f"(default {usual.optimiser})")
+    group.add_argument("--schedule", choices=SCHEDULES, default=usual.schedule, help=f"of the learning rate (default {usual.schedule})")
+    group.add_argument("--metric", choices=METRICS, default=usual.metric, help=f"that the best epoch is chosen by (default {usual.metric})")
+    group.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="bf16" if choose_device() == "cuda" else "fp32", help="of the computation"
+    )
+    for name, kind, metavar, what in (
+        ("epochs", int, "N", "0 for random weights"),
+        ("batch", int, "N", "windows a step, of all workers together"),
+        ("accumulate", int, "N", "pieces in which a worker computes its share of a batch"),
+        ("learning-rate", float, "X", "before warm-up and schedule"),
+        ("encoder-rate", float, "X", "times the learning rate, for the encoder; 0: frozen"),
+        ("warm-up", float, "EPOCHS", "in which the learning rate rises"),
+        ("weight-decay", float, "X", "L2, of weights but not of norms and biases"),
+        ("loss", str, "LOSS", "cross_entropy, focal, dice, or a sum such as cross_entropy+0.5*dice"),
+        ("label-smoothing", float, "X", "share of the target given to the other classes"),
+        ("ema", float, "X", "keep a moving average of the weights with this decay a step; 0: none"),
+        ("clip", float, "X", "largest norm of the gradients; 0: any"),
+        ("patience", int, "N", "stop after so many epochs without a better score; 0: never"),
+        ("seed", int, "N", "of weights, splits, windows and dropout"),
+    ):
+        default = getattr(usual, name.replace("-", "_"))
+        group.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=f"{what} (default {default})")
+    group.add_argument(
+        "--class-weights", type=numbers_or_name, default=usual.class_weights, metavar="HOW",
+        help="none, median-frequency, inverse-root, or a number for each class, by commas (default none)",
+    )  # fmt: skip
+    group.add_argument("--balanced", action="store_true", help="draw windows so that each class is in as many of them")
+    group.add_argument(
+        "--augment", metavar="HOW",
+        help="none, or of turn,flip,rotate=DEGREES,scale=A:B,brightness=X,contrast=X,blur=P,noise=X,band_dropout=P"
+        " (default: turn for scenes with a CRS, else flip)",
+    )  # fmt: skip
+    group.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+
+
+def height_width(text: str) -> tuple[int, int]:
+    """256 or 352x480."""
+    sides = [int(side) for side in text.split("x")]
+    return (sides[0], sides[-1]) if len(sides) <= 2 else height_width("")
+
+
+def numbers_or_name(text: str) -> str | tuple[float, ...]:
+    """none, median-frequency, inverse-root, or numbers parted by commas."""
+    if text in ("none", "median-frequency", "inverse-root"):
+        return text
+    return tuple(float(word) for word in text.split(","))
 
 
 def name_value(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value as JSON has it."""
+    """NAME=VALUE, the value as JSON has it, or as it stands."""
     name, value = text.split("=", 1)
-    return name, json.loads(value)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def what_licence(text: str) -> tuple[str, str]:

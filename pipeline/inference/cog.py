@@ -66,6 +66,20 @@ def write_mask(parts: Iterable[tuple[Window, Path]], target: Path, plan: Plan, b
     write_cog(parts, [0], target, region=plan.region.window, grid=plan.scene.grid, tags=tags, names=["class"], colours=bundle.colours)
 
 
+def write_layer(layer: str, parts: Sequence[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, *, input_id: str) -> None:
+    """Write one of a plan's layers as a COG: mask, confidence, or probabilities with a band a class."""
+    if layer == "mask":
+        write_mask(parts, target, plan, bundle, input_id=input_id)
+        return
+    number = sum(plan.classes if before == "probabilities" else 1 for before in plan.layers[: plan.layers.index(layer)])
+    many = layer == "probabilities"
+    write_cog(
+        parts, list(range(number, number + (plan.classes if many else 1))), target, region=plan.region.window, grid=plan.scene.grid,
+        tags={"INPUT_ID": input_id, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri},
+        names=[entry.name for entry in bundle.classes] if many else [layer],
+    )  # fmt: skip
+
+
 def write_cog(
     parts: Iterable[tuple[Window, Path]], layers: Sequence[int], target: Path, *, region: Window, grid: Grid,
     tags: Mapping[str, str], names: Sequence[str], colours: Mapping[int, tuple[int, int, int]] | None = None,

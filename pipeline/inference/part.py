@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,6 +41,20 @@ class Tally:
     pixels: list[int]
     area_m2: list[float] | None
     confidence: list[int] | None
+
+
+def add_up(tallies: Sequence[Tally], classes: int) -> Tally:
+    """The totals of a scene. They do not depend on the order of its parts: areas are summed exactly, then rounded."""
+    pixels = np.zeros(classes, np.int64)
+    for tally in tallies:
+        pixels += tally.pixels
+    areas = [tally.area_m2 for tally in tallies if tally.area_m2 is not None]
+    confidence = [tally.confidence for tally in tallies if tally.confidence is not None]
+    return Tally(
+        pixels=pixels.tolist(),
+        area_m2=[round(math.fsum(parts), 6) for parts in zip(*areas, strict=True)] if areas else None,
+        confidence=np.sum(confidence, axis=0).tolist() if confidence else None,
+    )
 
 
 class PartWriter:

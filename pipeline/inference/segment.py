@@ -32,9 +32,9 @@ from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import Pixels, SceneReader, check_scaling
 from pipeline.imagery.region import Region
-from pipeline.inference.cog import write_mask
+from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.part import FailedWindow, PartWriter, Tally, check_part
+from pipeline.inference.part import FailedWindow, PartWriter, Tally, add_up, check_part
 from pipeline.inference.plan import QUANTISED, Auto, Plan, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.stages import Span, Stages
 from pipeline.inference.trial import prepare_trial
@@ -245,50 +245,108 @@ class Segmenter:
                     self._idle.pop(0).close()
 
 
+@dataclass(frozen=True)
+class Segmented:
+    """What came of a scene that was segmented in this process: the files by layer, its counts, and the windows that failed.
+
+    Where windows failed there is one file, `<stem>.partial.tif`.
+    """
+
+    files: dict[str, Path]
+    tally: Tally
+    failed: list[FailedWindow]
+
+
+class LocalRun:
+    """Segments scenes in this process, without Ray, one after another: networks stay on the device, and one choice of engine
+    and precision holds for all of `scenes`, each with the region that is wanted of it.
+
+    On a CPU `workers` threads (by default one a core) run a stream of shards each. From then on the process keeps the
+    memory that it frees (`pipeline/models/allocator.py`).
+    """
+
+    def __init__(
+        self, bundle: Bundle, scenes: Sequence[tuple[Scene, Region]], *, settings: Settings = Settings(), batch: int | Auto = "auto",
+        workers: int | None = None,
+    ):  # fmt: skip
+        keep_freed_memory()
+        self.bundle, self.settings, self.batch, self.kind = bundle, settings, batch, choose_device()
+        self.streams = 1 if self.kind == "cuda" else workers or len(os.sched_getaffinity(0))
+        trial = prepare_trial(bundle, self.kind, settings.precision, scenes, workers=self.streams)
+        self.choice = trial.choose(trial.pays())
+        self._segmenters: list[Segmenter] = []
+
+    def plan(self, scene: Scene, region: Region) -> Plan:
+        """How a scene will be segmented. Raises Refused, naming the option, for what cannot be."""
+        resources = Resources(describe_device(self.kind), memory_allotted() // self.streams, self.streams)
+        return make_plan(scene, region, self.bundle, self.settings, batch=self.batch, choice=self.choice, resources=resources)
+
+    def segment(self, plan: Plan, target: Path, folder: Path) -> Segmented:
+        """Segment a scene to the COG `target`, and its other layers beside it, `<stem>.<layer>.tif`.
+
+        `folder`, on the same disk, is for parts and for what scenes of a run share.
+        """
+        self.choice.keep(folder / QUANTISED)
+        self._segmenters = self._segmenters or [Segmenter(self.bundle.path, self.kind) for _ in range(self.streams)]
+        parts = [(shard, folder / f"{plan.shard_name(shard)}.part") for shard in plan.shards()]
+        try:
+            results = share_shards(plan, self._segmenters, folder)
+            failed = [window for result in results for window in result.failed]
+            if failed:
+                files = {"mask": target.with_name(f"{target.stem}.partial.tif")}
+            else:
+                files = {layer: target if layer == "mask" else target.with_name(f"{target.stem}.{layer}.tif") for layer in plan.layers}
+            for layer, path in files.items():
+                with storage.discarded(folder / f"{layer}.tmp") as finished:
+                    write_layer(layer, parts, finished, plan, self.bundle, input_id=plan.scene.input_id)
+                    storage.publish(finished, path)
+        finally:
+            for _, part in parts:
+                part.unlink(missing_ok=True)
+        return Segmented(files, add_up([result.tally for result in results], plan.classes), failed)
+
+
 def segment_scene(
-    scene: str | Path, model: str | Path, output: str | Path, *, settings: Settings = Settings(), batch: int | Auto = "auto",
+    scene: str | Path | Scene, model: str | Path, output: str | Path, *, settings: Settings = Settings(), batch: int | Auto = "auto",
     workers: int | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Segment one scene to the COG `output` in this process, without Ray, and return the pixel count of each class.
 
-    The process keeps the memory that it frees, from then on (`pipeline/models/allocator.py`).
-
-    `scene` is a raster or a STAC item, `model` a bundle. On a CPU `workers` threads (by default one a core) run a stream
-    of shards each. Raises Refused for input that does not fit, and Unreadable where windows failed: then `output` is not
-    written, and what could be segmented lies beside it as `<stem>.partial.tif`.
+    `scene` is a raster, a STAC item, or a scene that was opened with the bundle's bands; `model` is a bundle. Other layers
+    than the mask come beside it, as `<stem>.confidence.tif` and `<stem>.probabilities.tif`. For the rest see `LocalRun`.
+    Raises Refused for input that does not fit, and Unreadable where windows failed: then `output` is not written, and
+    what could be segmented lies beside it as `<stem>.partial.tif`.
     """
-    keep_freed_memory()
     target, bundle = storage.local_path(output), load_bundle(model)
+    opened = scene if isinstance(scene, Scene) else _open_one(scene, bundle)
+    storage.check_writable(target.parent)
+    check_scaling(opened, bundle.bands)
+    region = Region(opened.grid.window)
+    run = LocalRun(bundle, [(opened, region)], settings=settings, batch=batch, workers=workers)
+    plan = run.plan(opened, region)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
+        done = run.segment(plan, target, Path(folder))
+    if done.failed:
+        raise Unreadable(f"{len(done.failed)} windows failed, {done.files['mask']} holds the rest; the first: {done.failed[0].reason}")
+    return {entry.name: count for entry, count in zip(bundle.classes, done.tally.pixels, strict=True)}
+
+
+def _open_one(scene: str | Path, bundle: Bundle) -> Scene:
     sources = find_sources([str(scene)])
     if len(sources) != 1:
         raise Refused(f"{scene}: holds {len(sources)} scenes; segment_scene takes one")
-    storage.check_writable(target.parent)
-    opened = open_scene(sources[0], bundle.bands)
-    check_scaling(opened, bundle.bands)
-    kind = choose_device()
-    streams = 1 if kind == "cuda" else workers or len(os.sched_getaffinity(0))
-    region = Region(opened.grid.window)
-    trial = prepare_trial(bundle, kind, settings.precision, [(opened, region)], workers=streams)
-    choice = trial.choose(trial.pays())
-    resources = Resources(describe_device(kind), memory_allotted() // streams, streams)
-    plan = make_plan(opened, region, bundle, settings, batch=batch, choice=choice, resources=resources)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
-        choice.keep(Path(folder, QUANTISED))
-        results = segment_shards(plan, bundle, kind, Path(folder), streams)
-        parts = [(shard, Path(folder, f"{plan.shard_name(shard)}.part")) for shard in plan.shards()]
-        failed = [window for result in results for window in result.failed]
-        mask = target.with_name(f"{target.stem}.partial.tif") if failed else target
-        write_mask(parts, Path(folder, "mask.tmp"), plan, bundle, input_id=opened.input_id)
-        storage.publish(Path(folder, "mask.tmp"), mask)
-    if failed:
-        raise Unreadable(f"{len(failed)} windows failed, {mask} holds the rest; the first: {failed[0].reason}")
-    totals = np.sum([result.tally.pixels for result in results], axis=0)
-    return {entry.name: int(count) for entry, count in zip(bundle.classes, totals, strict=True)}
+    return open_scene(sources[0], bundle.bands)
 
 
 def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, streams: int) -> list[ShardResult]:
     """All shards of a plan, by `streams` segmenters with two threads each, as actors have; parts are put into `folder`."""
+    return share_shards(plan, [Segmenter(bundle.path, device) for _ in range(streams)], folder)
+
+
+def share_shards(plan: Plan, segmenters: Sequence[Segmenter], folder: Path) -> list[ShardResult]:
+    """All shards of a plan, shared by segmenters with two threads each; parts are put into `folder`."""
+    streams = len(segmenters)
     left, loads, change = deque(largest_first(plan.shards())), [0] * streams, threading.Condition()
 
     def work(number: int, segmenter: Segmenter) -> list[ShardResult]:
@@ -311,7 +369,6 @@ def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, stream
                     loads[number] -= shard.pixels
                     change.notify_all()
 
-    segmenters = [Segmenter(bundle.path, device) for _ in range(streams)]
     with threads(plan.threads), ThreadPoolExecutor(2 * streams) as pool:
         running = [pool.submit(work, number, segmenter) for _ in range(2) for number, segmenter in enumerate(segmenters)]
         return [result for one in running for result in one.result()]

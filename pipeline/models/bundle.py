@@ -102,18 +102,18 @@ class Bundle:
 
 def save_bundle(
     folder: Path, network: nn.Module, *, architecture: str, arguments: Mapping[str, Any], bands: Sequence[Band],
-    classes: Sequence[ClassEntry], sample_CHW: torch.Tensor, halo: int | None = None, **about: Any,
+    classes: Sequence[ClassEntry], sample_CHW: torch.Tensor, halo: int | None = None, reach: Reach | None = None, **about: Any,
 ) -> Bundle:  # fmt: skip
     """Write a bundle and return it as loaded back.
 
     `sample_CHW` is physical fp32 input, at least two strides high and wide, of which the self-test keeps a corner.
-    `halo` is the measured one; without it the exact halo is used. `about` is resolution_m, metrics, provenance and
+    `halo` is the measured one; without it the exact halo is used. `reach` is found where it is not known yet. `about` is resolution_m, metrics, provenance and
     licences. Raises Refused where the folder holds a bundle already.
     """
     if (folder / "model.json").exists():
         raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")
     network = network.eval().float().cpu()
-    reach = find_reach(network, len(bands))
+    reach = reach or find_reach(network, len(bands))
     fallback = -(-INEXACT_HALO // reach.stride) * reach.stride
     size = max(SELFTEST_SIZE, 2 * reach.stride)
     input_BCHW = sample_CHW[None, :, :size, :size].float().contiguous()

@@ -75,6 +75,7 @@ class Trial:
         self._engines: dict[Execution, Engine] = {}
         self._classes: dict[str, list[np.ndarray]] = {}
         self._rates: dict[str, float] = {}
+        self._unable: list[str] = []  # why engines were passed over
         versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
         about = [bundle.model_id, describe_device(device), processor_name(), *versions]
         self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
@@ -111,13 +112,18 @@ class Trial:
             fitting.append(Execution())  # fp32 always fits
         rates = {one: self.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
         best = max(fitting, key=lambda one: rates[one] / GAIN[one.engine])
-        return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, others), *lacks]))
+        return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, others), *lacks, *self._unable]))
 
     def _candidates(self) -> list[Execution]:
         engines = () if self.asked == "int8" else ENGINES
         found = [Execution(engine, self.plain.precision) for engine in engines if not missing(engine, self.device)]
         if self.asked in ("auto", "int8") and not missing("openvino", self.device):
-            found.append(self._int8)
+            try:
+                found.append(self._int8)
+            except Refused as error:  # it cannot be converted
+                if self.asked == "int8":
+                    raise
+                self._unable.append(str(error))
         return found
 
     @cached_property
@@ -174,7 +180,8 @@ class Trial:
             blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
             try:
                 engine = self._engine(execution)
-            except Refused:  # it fails the self-test, which the engine that needs no building has passed
+            except Refused as error:  # it cannot be converted, or fails the self-test, which the engine that needs no building has passed
+                self._unable.append(f"{name}: {error}")
                 return 0.0
             with threads(1):
                 known[name] = side * side / min(_seconds(engine, blank) for _ in range(3))

@@ -80,7 +80,10 @@ def _compiled(program: Program) -> Forward:
 
 
 def converted(bundle: Bundle) -> Path:
-    """The bundle's network in OpenVINO's format, fp32, made once a user and kept in the cache folder."""
+    """The bundle's network in OpenVINO's format, fp32, made once a user and kept in the cache folder.
+
+    Raises Refused where OpenVINO cannot convert it.
+    """
     path = storage.cache_folder() / "openvino" / f"{bundle.model_id}.zip"
     if not path.exists():
         storage.create(path, _archived(_convert(bundle)))
@@ -147,15 +150,23 @@ def _example_side(bundle: Bundle) -> int:
 def _convert(bundle: Bundle) -> Any:
     with _quietly():
         import openvino
+        from openvino import frontend
 
     bands = len(bundle.bands)
     side = _example_side(bundle)
     ones_1C11 = torch.ones(1, bands, 1, 1)
     example = (torch.zeros(1, bands, side, side), torch.ones(1, bands, side, side, dtype=torch.uint8), ones_1C11, ones_1C11)
-    with _quietly():
-        model = openvino.convert_model(Program(bundle.network(), "int8").eval(), example_input=example)
+    try:
+        with _quietly():
+            model = openvino.convert_model(Program(bundle.network(), "int8").eval(), example_input=example)
+    except (RuntimeError, frontend.GeneralFailure, frontend.NotImplementedFailure, frontend.OpConversionFailure) as error:
+        raise Refused(f"OpenVINO cannot convert {bundle.architecture}: {_first_line(error)}") from error
     _reshape(model, bands)
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 def _reshape(model: Any, bands: int, side: int = -1) -> None:

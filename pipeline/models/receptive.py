@@ -43,12 +43,9 @@ def find_reach(network: nn.Module, bands: int) -> Reach:
     Raises ValueError where no power of two up to 512 is a period of the network, so that blocks cannot align with it.
     """
     probe = copy.deepcopy(network).eval()
-    reason = next((why for module in probe.modules() for kind, why in NEVER_EXACT.items() if isinstance(module, kind)), None)
-    if reason:
-        for module in probe.modules():  # the stride does not depend on what sees everything
-            if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-                module.forward = _zeros_like_pooled  # type: ignore[method-assign, assignment]
-        probe = _without_normalisation(probe)
+    reason = next((why for module in probe.modules() if (why := sees_everything(module))), None)
+    if reason:  # the stride does not depend on what sees everything
+        _blind(probe)
     length = BLOCK
     while length <= LONGEST:
         reach = _probe(probe, bands, length)
@@ -60,7 +57,7 @@ def find_reach(network: nn.Module, bands: int) -> Reach:
 
 
 def _probe(network: nn.Module, bands: int, length: int) -> tuple[int, int] | None:
-    """Stride and exact halo, or None where a perturbation in the middle of `length` px reaches an end."""
+    """Stride and exact halo, or None where what a perturbation touches reaches an end of `length` px."""
     middle = length // 2
     stride, halo = 1, 0
     for axis in (2, 3):
@@ -68,19 +65,24 @@ def _probe(network: nn.Module, bands: int, length: int) -> tuple[int, int] | Non
         after = _touched(network, bands, length, axis, Span(middle, length))
         if before.stop == length or after.start == 0:
             return None
+        period = _period(network, bands, length, axis)
+        if period is None:
+            return None
         halo = max(halo, before.stop - middle, middle - after.start)
-        stride = max(stride, _period(network, bands, length, axis))
+        stride = max(stride, period)
     return stride, ceil_to(halo, stride)
 
 
-def _period(network: nn.Module, bands: int, length: int, axis: int) -> int:
-    """The smallest shift, a power of two, by which a perturbation moves together with what it touches."""
+def _period(network: nn.Module, bands: int, length: int, axis: int) -> int | None:
+    """The smallest shift, a power of two, by which a perturbation moves together with what it touches; None: `length` is too short."""
     middle = length // 2
     still = _touched(network, bands, length, axis, Span(middle, middle + 1))
     for shift in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
         moved = _touched(network, bands, length, axis, Span(middle - shift, middle - shift + 1))
         if (moved.start + shift, moved.stop + shift) == still:
             return shift
+        if moved.start == 0:
+            return None
     raise ValueError("the network has no stride that divides 512 px, so its tiles cannot align with 512 px blocks")
 
 
@@ -95,16 +97,36 @@ def _touched(network: nn.Module, bands: int, length: int, axis: int, perturbed: 
     return Span(int(touched.min()), int(touched.max()) + 1) if len(touched) else Span(perturbed.start, perturbed.start)
 
 
+def sees_everything(module: nn.Module) -> str | None:
+    """Why each output of a module depends on all of its input: as the module says itself, or its kind; None where it does not.
+
+    A module that says so, `sees_everything = "attention"`, gives what has the shape of its first argument.
+    """
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return None  # over the channels of a position; over a row or a column it would be found by probing
+    said = getattr(module, "sees_everything", None)
+    return said or next((why for kind, why in NEVER_EXACT.items() if isinstance(module, kind)), None)
+
+
+def _blind(network: nn.Module) -> None:
+    """Let each module that sees everything, in place, pass on what it is given, or zeros where it would have pooled."""
+    for module in network.modules():
+        if sees_everything(module):
+            pools = isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
+            attends = isinstance(module, nn.MultiheadAttention)
+            module.forward = _zeros_like_pooled if pools else _query_and_no_weights if attends else _as_given  # type: ignore[method-assign]
+
+
+def _as_given(features: torch.Tensor, *_: object) -> torch.Tensor:
+    return features
+
+
+def _query_and_no_weights(query: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, None]:
+    return query, None
+
+
 def _zeros_like_pooled(features: torch.Tensor) -> torch.Tensor:
     return features.new_zeros((*features.shape[:2], 1, 1))
-
-
-def _without_normalisation(network: nn.Module) -> nn.Module:
-    for path, module in list(network.named_modules()):
-        if isinstance(module, (nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)):
-            parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, nn.Identity())
-    return network
 
 
 def measure_halo(

@@ -21,14 +21,14 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import Source
 from pipeline.imagery.raster import open_scene
-from pipeline.inference.cog import write_cog, write_mask
+from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.part import FailedWindow, read_part
+from pipeline.inference.part import FailedWindow, add_up, read_part
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import Bundle
 from pipeline.results.quicklook import draw_quicklook, quicklook_input_id
 from pipeline.results.stac import item_input_id, make_item
-from pipeline.results.tables import AREAS, add_up, areas_rows, table_input_id, write_table
+from pipeline.results.tables import AREAS, areas_rows, table_input_id, write_table
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def publish_scene(ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundl
     rows = areas_rows(plan, bundle, total, ledger.attempt)
     if not complete:
         mask = ledger.scene_folder / "mask.partial.tif"
-        _publish(ledger, mask, partial(_write_layer, "mask", parts, plan=plan, bundle=bundle, attempt=ledger.attempt))
+        _publish(ledger, mask, partial(write_layer, "mask", parts, plan=plan, bundle=bundle, input_id=ledger.attempt))
         return Published(mask, rows, failed, False, False)
     committed = ledger.commit({
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
@@ -117,7 +117,7 @@ def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[
     files = {layer: folder / f"{layer}.tif" for layer in plan.layers}
     for layer, path in files.items():
         if raster_input_id(path) != attempt:
-            _publish(ledger, path, partial(_write_layer, layer, parts, plan=plan, bundle=bundle, attempt=attempt))
+            _publish(ledger, path, partial(write_layer, layer, parts, plan=plan, bundle=bundle, input_id=attempt))
     table, quicklook = areas_path(ledger), folder / "quicklook.png"
     if table_input_id(table) != attempt:
         _publish(ledger, table, lambda file: write_table(rows, AREAS, file, attempt))
@@ -133,17 +133,3 @@ def _publish(ledger: SceneLedger, path: Path, write: Callable[[Path], None]) -> 
     with storage.discarded(ledger.temporary(path.name)) as finished:
         write(finished)
         storage.publish(finished, path)
-
-
-def _write_layer(layer: str, parts: list[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, attempt: str) -> None:
-    """Write one layer's COG."""
-    if layer == "mask":
-        write_mask(parts, target, plan, bundle, input_id=attempt)
-        return
-    number = sum(plan.classes if before == "probabilities" else 1 for before in plan.layers[: plan.layers.index(layer)])
-    many = layer == "probabilities"
-    write_cog(
-        parts, list(range(number, number + (plan.classes if many else 1))), target, region=plan.region.window, grid=plan.scene.grid,
-        tags={"INPUT_ID": attempt, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri},
-        names=[entry.name for entry in bundle.classes] if many else [layer],
-    )  # fmt: skip

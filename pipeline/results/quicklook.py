@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from rasterio.errors import RasterioError
 
 from pipeline.errors import Refused, Unreadable
+from pipeline.geometry.windows import Window
+from pipeline.imagery.bands import Band
+from pipeline.imagery.raster import Scene
 from pipeline.imagery.reader import preview
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
@@ -26,7 +29,7 @@ PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214,
 def draw_quicklook(plan: Plan, bundle: Bundle, mask: Path, rows: Sequence[dict[str, Any]], target: Path, input_id: str) -> None:
     """Draw a PNG from the scene and its finished mask; `rows` are the scene's rows of the areas table."""
     ids_HW = _mask_preview(mask)
-    scene_HWC = _scene_preview(plan, bundle, ids_HW.shape)
+    scene_HWC = scene_picture(plan.scene, bundle.bands, plan.region.window, ids_HW.shape)
     over_HWC = _overlay(scene_HWC, ids_HW, bundle)
     height, width = ids_HW.shape
     two = max(2 * width + 3 * MARGIN, 640)
@@ -66,15 +69,18 @@ def _mask_preview(mask: Path) -> np.ndarray:
         return dataset.read(1, out_shape=(height, width))
 
 
-def _scene_preview(plan: Plan, bundle: Bundle, shape: tuple[int, int]) -> np.ndarray:
-    """The scene as RGB, H x W x 3, stretched between the 2nd and the 98th percentile of each band."""
-    names = [(band.common_name or band.name).lower() for band in bundle.bands]
+def scene_picture(scene: Scene, wanted: Sequence[Band], window: Window, shape: tuple[int, int]) -> np.ndarray:
+    """A window of a scene as RGB, H x W x 3 of `shape`, stretched between the 2nd and the 98th percentile of each band.
+
+    `wanted` are the bands that the scene was opened with. What cannot be read is grey.
+    """
+    names = [(band.common_name or band.name).lower() for band in wanted]
     colours = [names.index(name) for name in ("red", "green", "blue") if name in names]
     bands = colours if len(colours) == 3 else [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
     picture_HWC = np.full((*shape, 3), BLANK, np.uint8)
     try:
-        shown = replace(plan.scene, bands=tuple(plan.scene.bands[number] for number in bands))
-        values_CHW, valid_CHW = preview(shown, plan.region.window, shape)
+        shown = replace(scene, bands=tuple(scene.bands[number] for number in bands))
+        values_CHW, valid_CHW = preview(shown, window, shape)
     except (Refused, Unreadable, RasterioError):
         return picture_HWC
     shown_HW = valid_CHW.all(axis=0)
@@ -87,11 +93,16 @@ def _scene_preview(plan: Plan, bundle: Bundle, shape: tuple[int, int]) -> np.nda
     return picture_HWC
 
 
-def _overlay(scene_HWC: np.ndarray, ids_HW: np.ndarray, bundle: Bundle) -> np.ndarray:
-    table = np.full((256, 3), BLANK, np.float32)
-    for value, colour in bundle.colours.items():
+def painted(ids_HW: np.ndarray, colours: Mapping[int, tuple[int, int, int]]) -> np.ndarray:
+    """Class ids in their colours, uint8 H x W x 3; what has none is grey."""
+    table = np.full((256, 3), BLANK, np.uint8)
+    for value, colour in colours.items():
         table[value] = colour
-    colours_HWC = table[ids_HW]
+    return table[ids_HW]
+
+
+def _overlay(scene_HWC: np.ndarray, ids_HW: np.ndarray, bundle: Bundle) -> np.ndarray:
+    colours_HWC = painted(ids_HW, bundle.colours).astype(np.float32)
     shade = scene_HWC.mean(axis=2, keepdims=True, dtype=np.float32)
     mixed = np.float32(0.65) * colours_HWC + np.float32(0.35) * shade
     return np.where((ids_HW == NODATA)[..., None], colours_HWC, mixed).astype(np.uint8)

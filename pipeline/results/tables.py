@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,18 +29,68 @@ AREAS = pa.schema([
 ])  # fmt: skip
 
 
-def add_up(tallies: Sequence[Tally], classes: int) -> Tally:
-    """The totals of a scene. They do not depend on the order of its parts: areas are summed exactly, then rounded."""
-    pixels = np.zeros(classes, np.int64)
-    for tally in tallies:
-        pixels += tally.pixels
-    areas = [tally.area_m2 for tally in tallies if tally.area_m2 is not None]
-    confidence = [tally.confidence for tally in tallies if tally.confidence is not None]
-    return Tally(
-        pixels=pixels.tolist(),
-        area_m2=[round(math.fsum(parts), 6) for parts in zip(*areas, strict=True)] if areas else None,
-        confidence=np.sum(confidence, axis=0).tolist() if confidence else None,
-    )
+# What jobs/evaluate_model.py writes. `scope` is all or scene, `scene` and `class_*` are null where a row is of all of them;
+# `low` and `high` are the ends of a 95 % interval; `value` is null where a measure has none.
+OF_BUNDLE = [
+    pa.field("bundle", pa.string(), nullable=False),
+    pa.field("model_id", pa.string(), nullable=False),
+    pa.field("scope", pa.string(), nullable=False),
+    pa.field("scene", pa.string()),
+]
+SCORES = pa.schema([
+    *OF_BUNDLE,
+    pa.field("class_id", pa.uint8()),
+    pa.field("class_name", pa.string()),
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("value", pa.float64()),
+    pa.field("low", pa.float64()),
+    pa.field("high", pa.float64()),
+])  # fmt: skip
+CONFUSION = pa.schema([
+    *OF_BUNDLE,
+    pa.field("true_class_id", pa.uint8(), nullable=False),
+    pa.field("true_class_name", pa.string(), nullable=False),
+    pa.field("predicted_class_id", pa.uint8(), nullable=False),
+    pa.field("predicted_class_name", pa.string(), nullable=False),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+])  # fmt: skip
+CALIBRATION = pa.schema([
+    *OF_BUNDLE,
+    pa.field("confidence_percent", pa.uint8(), nullable=False),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+    pa.field("correct_pixel_count", pa.int64(), nullable=False),
+])  # fmt: skip
+ADJUSTED_AREAS = pa.schema([
+    *OF_BUNDLE,
+    pa.field("class_id", pa.uint8(), nullable=False),
+    pa.field("class_name", pa.string(), nullable=False),
+    pa.field("sample_pixel_count", pa.int64(), nullable=False),  # labelled pixels that are mapped as the class
+    pa.field("mapped_pixel_count", pa.int64(), nullable=False),
+    pa.field("mapped_share", pa.float64()),
+    pa.field("adjusted_share", pa.float64()),
+    pa.field("mapped_area_m2", pa.float64()),  # areas are null without a place on the ground
+    pa.field("adjusted_area_m2", pa.float64()),
+    pa.field("standard_error_m2", pa.float64()),
+    pa.field("low_m2", pa.float64()),  # of the stratified estimator: right for a random sample of pixels
+    pa.field("high_m2", pa.float64()),
+    pa.field("block_low_m2", pa.float64()),  # from units drawn anew: to be believed where labels cover whole blocks
+    pa.field("block_high_m2", pa.float64()),
+    pa.field("users_accuracy", pa.float64()),
+    pa.field("users_accuracy_standard_error", pa.float64()),
+    pa.field("producers_accuracy", pa.float64()),
+    pa.field("producers_accuracy_standard_error", pa.float64()),
+])  # fmt: skip
+COMPARISON = pa.schema([
+    pa.field("bundle", pa.string(), nullable=False),
+    pa.field("other", pa.string(), nullable=False),
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("difference", pa.float64()),  # the bundle's value less the other's
+    pa.field("low", pa.float64()),
+    pa.field("high", pa.float64()),
+    pa.field("p", pa.float64()),  # of a paired bootstrap over units, two-sided
+    pa.field("clustered_mcnemar_p", pa.float64()),  # of accuracy alone, units independent; null for other metrics
+    pa.field("pixel_mcnemar_p", pa.float64()),  # likewise, pixels taken as independent, which they are not
+])  # fmt: skip
 
 
 def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[dict[str, Any]]:
@@ -68,9 +116,9 @@ def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[
     return rows
 
 
-def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, input_id: str) -> None:
-    """Write rows as one Parquet file, with `input_id` in its metadata too."""
-    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"input_id": input_id}))
+def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, input_id: str | None = None) -> None:
+    """Write rows as one Parquet file, with `input_id`, where there is one, in its metadata too."""
+    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"input_id": input_id} if input_id else None))
     pq.write_table(table, path, compression="zstd")
 
 

@@ -1,9 +1,9 @@
-"""Which values of a label raster are which class: the table that a person writes."""
+"""Which values or colours of a label raster are which class: the table that a person writes, or what the labels say themselves."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,59 +13,143 @@ import numpy as np
 from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.models.bundle import NODATA, ClassEntry
+from pipeline.models.random_bundle import distinct_colour
 
 IGNORE = NODATA  # the label of a pixel that is neither learnt from nor scored
+MOST_NAMED = 8  # values that an error names
+COLOUR = re.compile("#[0-9A-Fa-f]{6}")
+
+Value = int | str  # of a label raster, or what a polygon's column says; a colour is the number 0xRRGGBB
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """A class to learn, and the values of the label raster that are merged into it."""
+    """A class to learn, and the values that are merged into it. `elsewhere`: it is also what lies in no polygon."""
 
     entry: ClassEntry
-    values: tuple[int, ...]
+    values: tuple[Value, ...]
+    elsewhere: bool = False
 
 
-def read_classes(path: Path) -> tuple[LabelClass, ...]:
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes to learn, the values that are ignored, and whether values are colours of the labels."""
+
+    classes: tuple[LabelClass, ...]
+    ignored: tuple[Value, ...] = ()
+    coloured: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        return [item.entry.name for item in self.classes]
+
+    @property
+    def elsewhere(self) -> int:
+        """The class id of what lies in no polygon."""
+        return next((item.entry.id for item in self.classes if item.elsewhere), IGNORE)
+
+    def ids_of(self, values: Iterable[Value], place: str) -> np.ndarray:
+        """The class id of each value, uint8. Raises Refused, naming `place`, for values that the table does not have."""
+        known = dict.fromkeys(self.ignored, IGNORE) | {value: item.entry.id for item in self.classes for value in item.values}
+        asked = list(values)
+        unknown = [value for value in asked if value not in known]
+        if unknown:
+            raise Refused(
+                f"{place}: {'holds the colours' if self.coloured else 'holds'} {self._shown(unknown)}, which the class table does not have;"
+                f' it has {self._shown(known)}: correct --classes, or list them under a class with "ignored", or in --ignore'
+            )
+        return np.array([known[value] for value in asked], np.uint8)
+
+    def ids(self, labels_HW: np.ndarray, valid_HW: np.ndarray, place: str) -> np.ndarray:
+        """The class of each label value, uint8 H x W; 255 where it is not valid or ignored. Raises Refused as `ids_of`."""
+        ids_HW = np.full(labels_HW.shape, IGNORE, np.uint8)
+        found, where = np.unique(labels_HW[valid_HW], return_inverse=True)
+        ids_HW[valid_HW] = self.ids_of(found.astype(np.int64).tolist(), place)[where]
+        return ids_HW
+
+    def _shown(self, values: Iterable[Value]) -> str:
+        listed = [colour_name(value) if self.coloured and isinstance(value, int) else str(value) for value in values]
+        return ", ".join(listed[:MOST_NAMED]) + (f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else "")
+
+
+def colour_name(value: int) -> str:
+    """0xRRGGBB as #RRGGBB."""
+    return f"#{value:06X}"
+
+
+def read_classes(path: Path, ignored: Sequence[int] = ()) -> ClassTable:
     """Read a class table: a JSON list of {"name", "color", "values": [...]}, in the order of the class ids.
 
-    An `id`, where given, must be the place in that order. An entry with "ignored": "why" makes no class; its values, like those that
-    no entry lists, are ignored. Raises Refused, naming the entry, for what is no such table.
+    `values` are a label raster's integers, or colours "#RRGGBB" of it, or what a polygon's column says; without them the
+    class's own `color` is its colour in the labels. An entry with `"elsewhere": true` is also what lies in no polygon. An
+    `id`, where given, must be the place in that order. An entry with "ignored": "why" makes no class; its values are
+    ignored, like `ignored`. {"classes": [...]} with `title` for `name` is read too. Raises Refused, naming the entry, for
+    what is no such table.
     """
     table = storage.read_json(path)
     if table is None:
         raise Refused(f"{path}: no such file (--classes)")
+    if isinstance(table, dict):
+        table = table.get("classes")
     if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
         raise Refused(f"{path}: must be a JSON list of classes, each with name, color and values")
     learnt = [entry for entry in table if "ignored" not in entry]
     classes = tuple(_label_class(path, number, entry) for number, entry in enumerate(learnt))
     if not 2 <= len(classes) <= NODATA:
         raise Refused(f"{path}: lists {len(classes)} classes to learn; needs 2 to {NODATA}")
-    for what, things in (
+    dropped = tuple(value for entry in table if "ignored" in entry for value in _values(path, entry))
+    named: list[tuple[str, list[Any]]] = [
         ("the name", [item.entry.name for item in classes]),
-        ("the value", [value for entry in table for value in entry.get("values", [])]),
-    ):
+        ("the value", [value for item in classes for value in item.values] + list(dropped)),
+        ("elsewhere", [item.elsewhere for item in classes if item.elsewhere]),
+    ]
+    for what, things in named:
         twice = next((thing for thing in things if things.count(thing) > 1), None)
         if twice is not None:
             raise Refused(f"{path}: {what} {twice!r} is there more than once")
-    return classes
+    coloured = {_coloured(entry) for entry in table if entry.get("values", True)}
+    if len(coloured) > 1:
+        raise Refused(f"{path}: some classes are told by colours, others by values: write all in one way")
+    return ClassTable(classes, (*dropped, *ignored), coloured.pop())
+
+
+def _coloured(entry: dict[str, Any]) -> bool:
+    return "values" not in entry or any(isinstance(value, str) and COLOUR.fullmatch(value) for value in entry["values"])
 
 
 def _label_class(path: Path, number: int, entry: dict[str, Any]) -> LabelClass:
-    name, color, values = entry.get("name"), entry.get("color"), entry.get("values")
+    name, color = entry.get("name", entry.get("title")), entry.get("color")
     if not isinstance(name, str) or not name:
         raise Refused(f"{path}: class {number} has no name")
     if entry.get("id", number) != number:
         raise Refused(f"{path}: class {name} has id {entry['id']!r} but is number {number}; ids count from 0 in order")
-    if not isinstance(color, str) or not re.fullmatch("#[0-9A-Fa-f]{6}", color):
+    if not isinstance(color, str) or not COLOUR.fullmatch(color):
         raise Refused(f"{path}: class {name} has color {color!r}; write #RRGGBB")
-    if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
-        raise Refused(f"{path}: class {name} has values {values!r}; list the label raster's integers that belong to it")
-    return LabelClass(ClassEntry(number, name, color.upper()), tuple(values))
+    return LabelClass(ClassEntry(number, name, color.upper()), _values(path, entry), bool(entry.get("elsewhere", False)))
 
 
-def class_ids(labels_HW: np.ndarray, valid_HW: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
-    """The class of each label value, uint8 H x W; 255 where it is not valid or belongs to no class."""
-    ids_HW = np.full(labels_HW.shape, IGNORE, np.uint8)
-    for item in classes:
-        ids_HW[valid_HW & np.isin(labels_HW, item.values)] = item.entry.id
-    return ids_HW
+def _values(path: Path, entry: dict[str, Any]) -> tuple[Value, ...]:
+    """The values of an entry; colours as numbers."""
+    values = entry.get("values", [entry.get("color")])
+    if not isinstance(values, list) or not all(type(value) in (int, str) for value in values) or not (values or entry.get("elsewhere")):
+        name = entry.get("name", entry.get("title"))
+        raise Refused(f"{path}: class {name} has values {values!r}; list the label raster's integers or colours that belong to it")
+    return tuple(int(value[1:], 16) if isinstance(value, str) and COLOUR.fullmatch(value) else value for value in values)
+
+
+def table_of(values: Iterable[Value], coloured: bool, ignored: Sequence[int] = (), place: str = "") -> ClassTable:
+    """The table of labels that nobody wrote one for: a class for each value that was found, named by it.
+
+    Raises Refused, naming `place`, where there are too few or too many for classes.
+    """
+    kept = sorted({value for value in values if value not in ignored}, key=lambda value: (isinstance(value, str), value))
+    if not 2 <= len(kept) <= NODATA:
+        what = "colours" if coloured else "values"
+        hint = "; were the masks saved as JPEG, which changes colours?" if coloured and len(kept) > NODATA else ""
+        raise Refused(f"{place}: the labels have {len(kept)} {what}, classes need 2 to {NODATA}: name them with --classes{hint}")
+    classes = []
+    for number, value in enumerate(kept):
+        name = colour_name(value) if coloured and isinstance(value, int) else value if isinstance(value, str) else f"class {value}"
+        shown = colour_name(value) if coloured and isinstance(value, int) else distinct_colour(number)
+        classes.append(LabelClass(ClassEntry(number, name, shown), (value,)))
+    return ClassTable(tuple(classes), tuple(ignored), coloured)

@@ -1,133 +1,193 @@
-"""From a labelled scene to a bundle: read its blocks, train, compare with the baselines, measure the halo, save."""
+"""From labelled scenes to a bundle: measure, train, keep the best epoch, score it beside two baselines, write it down."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import Span, ceil_to
+from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery import storage
-from pipeline.imagery.bands import Band
 from pipeline.inference.plan import software
-from pipeline.models.bundle import Bundle, save_bundle
+from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.models.metrics import Scores
 from pipeline.models.networks import build_network
-from pipeline.models.receptive import Reach, find_reach, measure_halo
-from pipeline.training.classes import IGNORE
-from pipeline.training.datasets import Block, LabelledScene, Split, measure_bands
-from pipeline.training.evaluation import classify, context_px, evaluate, fit_logistic_regression, majority_scores
-from pipeline.training.loop import Epoch, Recipe, best_epoch, train
+from pipeline.models.networks.pretrained import Loaded, load_encoder
+from pipeline.models.receptive import Reach, measure_halo
+from pipeline.training.augmentation import Augmentation
+from pipeline.training.baselines import fit_logistic_regression, majority_scores, sample_pixels
+from pipeline.training.distributed import rank, world
+from pipeline.training.journal import write_epoch
+from pipeline.training.loop import Epoch, Recipe, State, Trainer, best_epoch
+from pipeline.training.pictures import Example, draw_samples
+from pipeline.training.sampling import Draws
+from pipeline.training.splits import Split
+from pipeline.training.statistics import Statistics, class_weights
+from pipeline.training.validation import classify, cores, logits_of, score
 
 MEGAPIXEL = 1_000_000  # what `--halo auto` is measured on, at least
 MEGAPIXEL_SIDE = 1_000  # px
-SAMPLE_SIDE = 1024  # px: of the training block, for the self-test
+SAMPLE_SIDE = 1024  # px: of a training image, for the self-test
 NETWORK, LOGISTIC, MAJORITY = "network", "logistic_regression", "majority_class"
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns of a scene that were asked for; without `train` the widest run that is left."""
+class Training:
+    """All that a training follows from; it goes to every process that takes part."""
 
-    validation: Span
-    test: Span
-    train: Span | None = None
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained network and what was measured of it. `scores` are those on the test block, the network's and the baselines'."""
-
-    network: nn.Module
     architecture: str
     arguments: dict[str, Any]
-    labelled: LabelledScene
-    bands: tuple[Band, ...]
-    recipe: Recipe
     split: Split
-    blocks: dict[str, Block]
-    epochs: list[Epoch]
-    validation: Scores
-    scores: dict[str, Scores]
-    halo: int | None
-    halo_tried: dict[int, float]
+    statistics: Statistics
+    recipe: Recipe
+    reach: Reach
+    output: Path  # the bundle
+    command: str
+    licences: dict[str, str]
+    run: Path | None = None  # where metrics and pictures of the training go
+    encoder: str | None = None  # pretrained weights of it
+    warnings: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> list[str]:
-        return [item.entry.name for item in self.labelled.classes]
+        return self.split.train[0].table.names
+
+    def draws(self) -> Draws:
+        """The training windows."""
+        augmentation = Augmentation.parse(self.recipe.augment)
+        return Draws(
+            self.split.train, self.statistics, self.recipe.window, augmentation, balanced=self.recipe.balanced, seed=self.recipe.seed
+        )
+
+    def weights(self) -> np.ndarray:
+        """Of each class in the loss, fp32 K."""
+        return class_weights(self.statistics.counts, self.recipe.class_weights)
 
 
-def fit(
-    labelled: LabelledScene, architecture: str, arguments: Mapping[str, Any], columns: Columns, recipe: Recipe,
-    report: Callable[[Epoch], None] = lambda epoch: None,
-) -> Fitted:  # fmt: skip
-    """Train a network on one block of a labelled scene, choose its epoch on a second, and measure it on a third.
+class Hooks(Protocol):
+    """What a training tells those who run it, and gets from them."""
 
-    Band statistics and class weights come from the training block alone, and nothing is decided by the test block.
+    def resumed(self) -> State | None:
+        """Where an earlier start of this training got to; None: nowhere."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """A step is done."""
+
+    def epoch(self, epoch: Epoch, trainer: Trainer) -> None:
+        """An epoch is done, and what it brought is in the trainer's state."""
+
+
+class Quiet:
+    """Hooks that do nothing."""
+
+    def resumed(self) -> State | None:
+        return None
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        pass
+
+    def epoch(self, epoch: Epoch, trainer: Trainer) -> None:
+        pass
+
+
+def check_window(recipe: Recipe, reach: Reach) -> None:
+    """Raise Refused where windows do not fit the network's stride."""
+    if any(side % reach.stride for side in recipe.window):
+        height, width = recipe.window
+        raise Refused(f"--window {height}x{width}: must be a multiple of the network's stride, {reach.stride} px")
+
+
+def fit(training: Training, device: torch.device, hooks: Hooks = Quiet()) -> dict[str, Scores] | None:
+    """Train in this process, together with the others of its group where there are any, and write the bundle.
+
+    The best network so far is in `training.output` after every epoch that brought one. Returns the scores on the test
+    set, the network's and the baselines', in the first process; None in the others and where there is no test set.
     """
-    classes = len(labelled.classes)
+    began = time.monotonic()
+    split, bands, reach, recipe = training.split, training.statistics.bands, training.reach, training.recipe
     torch.manual_seed(recipe.seed)
-    network = build_network(architecture, len(labelled.bands), classes, **arguments)
-    reach = find_reach(network, len(labelled.bands))
-    context = context_px(reach)
-    width = labelled.scene.grid.width
-    split = Split.around(columns.validation, columns.test, width=width, gap=context, train=columns.train)
-    block = labelled.read(split.train)
-    held_out = {
-        name: labelled.read(span, context=context, stride=reach.stride)
-        for name, span in (("validation", split.validation), ("test", split.test))
+    network = build_network(training.architecture, len(bands), len(training.class_names), **training.arguments)
+    loaded = load_encoder(network, training.encoder) if training.encoder else None
+    trainer = Trainer(network, training.draws(), recipe, torch.from_numpy(training.weights()), device)
+    state = hooks.resumed()
+    if state is not None:
+        trainer.load(state)
+    said = provenance(training, trainer, loaded)
+    while not trainer.finished:
+        epoch = trainer.run_epoch(lambda candidate: score(candidate, split.validation, bands, reach), hooks.step)
+        if rank() == 0 and best_epoch(trainer.epochs) is epoch:
+            so_far = {"interrupted_after_epoch": epoch.number, "validation": {"mean_iou": epoch.mean_iou, "accuracy": epoch.accuracy}}
+            write_bundle(training, trainer.result, said | {"best_epoch": asdict(epoch)}, so_far)
+        if rank() == 0 and training.run:
+            write_epoch(training.run, trainer.epochs, training.class_names, recipe.metric)
+            draw_samples(training.run / "samples.png", examples(training, trainer.result), training.split.train[0].table)
+        hooks.epoch(epoch, trainer)
+    best = trainer.result
+    best.load_state_dict(trainer.best)
+    best.eval()
+    validation = score(best, split.validation, bands, reach)
+    tested = score(best, split.test, bands, reach) if split.test else None
+    scores = {NETWORK: tested, **baselines(training, tested, device)} if tested else {}
+    if rank():
+        return None
+    halo, tried = auto_halo(training, best)
+    metrics = describe_scores(training, scores, validation, tried)
+    seconds = said["seconds"] + time.monotonic() - began
+    said |= {"best_epoch": asdict(best_epoch(trainer.epochs)), "epochs": len(trainer.epochs), "seconds": round(seconds, 1)}
+    write_bundle(training, best, said, metrics, halo)
+    return scores or None
+
+
+def baselines(training: Training, tested: Scores, device: torch.device) -> dict[str, Scores]:
+    """The scores on the test set of logistic regression and of the commonest class."""
+    recipe = training.recipe
+    plain = Draws(training.split.train, training.statistics, recipe.window, Augmentation(), seed=recipe.seed)
+    logistic = fit_logistic_regression(*sample_pixels(plain, recipe.seed), training.weights())
+    return {
+        LOGISTIC: score(logistic.to(device), training.split.test, training.statistics.bands, Reach(1, 0, None)),
+        MAJORITY: majority_scores(training.statistics.counts, tested.confusion),
     }
-    _check_labelled({"train": block, **held_out}, recipe, reach)
-    bands = measure_bands(block, labelled.bands)
-    image_CHW = block.normalised(bands)
-    seen = {name: (each.normalised(bands), each.labels_HW) for name, each in held_out.items()}
-    network.to(choose_device())
-
-    def validate(candidate: nn.Module) -> float:
-        return evaluate(candidate, *seen["validation"], reach, classes).mean_iou
-
-    epochs = train(network, image_CHW, block.labels_HW, recipe, classes=classes, score=validate, report=report)
-    logistic = fit_logistic_regression(image_CHW, block.labels_HW, classes=classes, balance=recipe.balance, seed=recipe.seed)
-    scores = {
-        NETWORK: evaluate(network, *seen["test"], reach, classes),
-        LOGISTIC: evaluate(logistic, *seen["test"], Reach(1, 0, None), classes),
-        MAJORITY: majority_scores(block.labels_HW, seen["test"][1], classes),
-    }
-    halo, tried = auto_halo(network, image_CHW, reach)
-    return Fitted(
-        network=network, architecture=architecture, arguments=dict(arguments), labelled=labelled, bands=bands, recipe=recipe,
-        split=split, blocks={"train": block, **held_out}, epochs=epochs,
-        validation=evaluate(network, *seen["validation"], reach, classes), scores=scores, halo=halo, halo_tried=tried,
-    )  # fmt: skip
 
 
-def _check_labelled(blocks: Mapping[str, Block], recipe: Recipe, reach: Reach) -> None:
-    for name, block in blocks.items():
-        if (block.labels_HW == IGNORE).all():
-            raise Refused(f"--{name}-columns: no pixel there has a class and all its bands: check --labels, --classes and the columns")
-    if recipe.window % reach.stride:
-        raise Refused(f"--window {recipe.window}: must be a multiple of the network's stride, {reach.stride} px")
+def examples(training: Training, network: nn.Module, most: int = 6) -> list[Example]:
+    """Validation samples, evenly chosen, with what the network makes of them."""
+    found = cores(training.split.validation)
+    chosen = [found[number] for number in np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)]
+    bands, shown = training.statistics.bands, []
+    for item, core in chosen:
+        logits_KHW, labels_HW = logits_of(network, item, core, bands, training.reach)
+        image_CHW = item.read(core).normalised(bands).numpy()
+        shown.append(Example(item.name, image_CHW, labels_HW, logits_KHW.argmax(0).to(torch.uint8).cpu().numpy()))
+    return shown
 
 
-def auto_halo(network: nn.Module, image_CHW: torch.Tensor, reach: Reach) -> tuple[int | None, dict[int, float]]:
-    """What `--halo auto` means for a network, measured on a megapixel of its normalised training block.
+def auto_halo(training: Training, network: nn.Module) -> tuple[int | None, dict[int, float]]:
+    """What `--halo auto` means for a network, measured on a megapixel of normalised training data.
 
     Returns the halo in px and the share of changed pixels at each halo that was tried; None and nothing for a network
     that is never exact.
     """
+    reach = training.reach
     if reach.exact_halo is None:
         return None, {}
-    pixels_CHW = megapixel(image_CHW, reach.stride).numpy()
+    largest = max(training.split.train, key=lambda item: item.scene.grid.window.pixels)
+    grid = largest.scene.grid
+    side = ceil_to(MEGAPIXEL_SIDE, reach.stride)
+    window = Window(0, 0, min(side, grid.height), min(max(side, -(-MEGAPIXEL // min(side, grid.height))), grid.width))
+    pixels_CHW = megapixel(largest.read(window).normalised(training.statistics.bands), reach.stride).numpy()
     return measure_halo(lambda tile_CHW: classify(network, torch.from_numpy(tile_CHW), reach), pixels_CHW, reach)
 
 
@@ -147,79 +207,90 @@ def megapixel(image_CHW: torch.Tensor, stride: int) -> torch.Tensor:
     return image_CHW[:, :height, :width].contiguous()
 
 
-def save_fitted(fitted: Fitted, folder: Path, *, command: str, licences: Mapping[str, str], began: float) -> Bundle:
-    """Write the bundle, with the scores, what they were measured on, and all that it takes to make it again."""
-    return save_bundle(
-        folder, fitted.network, architecture=fitted.architecture, arguments=fitted.arguments, bands=fitted.bands,
-        classes=[item.entry for item in fitted.labelled.classes],
-        sample_CHW=_sample(fitted.blocks["train"], fitted.bands), halo=fitted.halo,
-        resolution_m=_rounded(fitted.labelled.scene.resolution_m),
-        metrics=_metrics(fitted), provenance=_provenance(fitted, command, began), licences=dict(licences),
+def write_bundle(
+    training: Training, network: nn.Module, said: Mapping[str, Any], metrics: Mapping[str, Any], halo: int | None = None
+) -> Bundle:
+    """Put a bundle of the network where the training's output goes, in place of one that this training put there before."""
+    folder = training.output
+    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("next", "last"))
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    copied = build_network(training.architecture, len(training.statistics.bands), len(training.class_names), **training.arguments)
+    copied.load_state_dict(network.state_dict())
+    resolutions = [item.scene.resolution_m for item in training.split.train if item.scene.resolution_m is not None]
+    save_bundle(
+        fresh, copied, architecture=training.architecture, arguments=training.arguments, bands=training.statistics.bands,
+        classes=[item.entry for item in training.split.train[0].classes], sample_CHW=_sample(training), halo=halo, reach=training.reach,
+        resolution_m=round(float(np.median(resolutions)), 3) if resolutions else None,
+        metrics=dict(metrics), provenance=dict(said), licences=training.licences,
     )  # fmt: skip
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return load_bundle(folder)
 
 
-def _sample(block: Block, bands: tuple[Band, ...]) -> torch.Tensor:
-    """Physical values from the middle of the training block, missing ones as their band's mean, for the self-test."""
+def _sample(training: Training) -> torch.Tensor:
+    """Physical values from the middle of the first training image, missing ones as their band's mean, for the self-test."""
+    item, bands = training.split.train[0], training.statistics.bands
+    grid = item.scene.grid
+    row, col = (max(0, (length - SAMPLE_SIDE) // 2) for length in (grid.height, grid.width))
+    block = item.read(Window(row, col, min(SAMPLE_SIDE, grid.height), min(SAMPLE_SIDE, grid.width)))
     means = np.array([band.mean for band in bands], np.float32)[:, None, None]
     filled_CHW = np.where(block.valid_CHW, block.physical_CHW, means)
-    _, height, width = filled_CHW.shape
-    missing = ((0, 0), (0, max(0, SAMPLE_SIDE - height)), (0, max(0, SAMPLE_SIDE - width)))
-    padded_CHW = np.pad(filled_CHW, missing, mode="symmetric")
-    row, col = ((length - SAMPLE_SIDE) // 2 for length in padded_CHW.shape[1:])
-    return torch.from_numpy(padded_CHW[:, row : row + SAMPLE_SIDE, col : col + SAMPLE_SIDE])
+    missing = ((0, 0), *((0, SAMPLE_SIDE - length) for length in filled_CHW.shape[1:]))
+    return torch.from_numpy(np.pad(filled_CHW, missing, mode="symmetric"))
 
 
-def _metrics(fitted: Fitted) -> dict[str, Any]:
-    names, scene = fitted.class_names, fitted.labelled.scene
-    test = fitted.split.test
-    pixels = int(fitted.scores[NETWORK].confusion.sum())
+def describe_scores(training: Training, scores: Mapping[str, Scores], validation: Scores, tried: Mapping[int, float]) -> dict[str, Any]:
+    """What a bundle says of its own quality."""
+    names = training.class_names
+    tested = f"{int(scores[NETWORK].confusion.sum())} labelled pixels" if scores else "nothing: no test set was held out"
     return {
-        "measured_on": f"columns {test.start} to {test.stop} of scene {scene.scene_id}: {pixels} labelled pixels, never trained on",
+        "measured_on": f"test set ({training.split.how}): {tested}, never trained on",
         "computed_in": "fp32, exact halo",
-        "test": {model: scores.to_json(names) for model, scores in fitted.scores.items()},
-        "validation": {NETWORK: fitted.validation.to_json(names)},
+        "test": {model: each.to_json(names) for model, each in scores.items()},
+        "validation": {NETWORK: validation.to_json(names)},
         "halo": {
-            "changed_share_against_exact": {str(halo): share for halo, share in sorted(fitted.halo_tried.items())},
-            "measured_on": f"{MEGAPIXEL} px or more of the training block, cores of 256 px",
+            "changed_share_against_exact": {str(halo): share for halo, share in sorted(tried.items())},
+            "measured_on": f"{MEGAPIXEL} px or more of the training data, cores of 256 px",
         },
     }
 
 
-def _provenance(fitted: Fitted, command: str, began: float) -> dict[str, Any]:
-    scene, classes = fitted.labelled.scene, fitted.labelled.classes
-    labels = scene.bands[-1]
-    best = best_epoch(fitted.epochs)
+def provenance(training: Training, trainer: Trainer, loaded: Loaded | None) -> dict[str, Any]:
+    """What a bundle says of how it was made."""
+    table = training.split.train[0].table
+    counts = training.statistics.counts
     return {
-        "command": command,
+        "command": training.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "scene": {
-            "id": scene.scene_id,
-            "datetime": scene.datetime,
-            "bands": [
-                {"name": band.name, "file": Path(band.path).name, "index": band.index, "scale": band.scale, "offset": band.offset,
-                 "sha256": storage.sha256(Path(band.path))}
-                for band in scene.bands[:-1]
-            ],
-        },
+        "data": {"files": _files(training), "split": training.split.to_json()},
         "labels": {
-            "file": Path(labels.path).name,
-            "sha256": storage.sha256(Path(labels.path)),
-            "values": {item.entry.name: list(item.values) for item in classes},
+            "values": {item.entry.name: list(item.values) for item in table.classes},
+            "ignored": list(table.ignored),
+            "coloured": table.coloured,
         },
-        "columns": {name: list(span) for name, span in asdict(fitted.split).items()},
-        "labelled_pixels": {
-            name: dict(zip(fitted.class_names, block.class_counts(len(classes)).tolist(), strict=True))
-            for name, block in fitted.blocks.items()
-        },
-        "recipe": asdict(fitted.recipe),
-        "best_epoch": asdict(best),
-        "seconds": round(time.monotonic() - began, 1),
+        "class_shares": {name: float(f"{share:.5g}") for name, share in zip(table.names, counts / counts.sum(), strict=True)},
+        "encoder": loaded._asdict() if loaded else None,
+        "recipe": asdict(training.recipe),
+        "workers": world(),
+        "pieces_of_a_batch": trainer.pieces,
+        "seconds": sum(epoch.seconds for epoch in trainer.epochs),
         "device": describe_device(choose_device()),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "software": software(),
-    }  # fmt: skip
+        "warnings": list(training.warnings),
+    }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+def _files(training: Training) -> dict[str, Any]:
+    """How many files were used, and one SHA-256 over theirs, in order of their paths; of a few files each."""
+    scenes = [item for some in training.split.sets().values() for item in some]
+    paths = sorted({Path(band.path) for item in scenes for band in item.scene.bands} | {Path(item.labels.place) for item in scenes})
+    hashes = {path: storage.sha256(path) for path in paths}
+    total = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()
+    each = {path.name: found for path, found in hashes.items()} if len(paths) <= 20 else {}
+    return {"count": len(paths), "sha256_of_all": total, "sha256": each}

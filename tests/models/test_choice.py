@@ -170,3 +170,15 @@ def test_differences_are_those_of_classes(unet: Bundle):
     blank = trial._classes["bf16"][1].copy()
     trial._classes["bf16"][1] = np.where(blank == 0, 1, 0).astype(np.uint8)
     assert trial.differing("bf16") > 0.2
+
+
+def test_what_cannot_be_converted_is_passed_over_and_the_reason_kept(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> bytes:
+        raise Refused("OpenVINO cannot convert unet: no rule")
+
+    Fakes(monkeypatch, {"bf16": 0.001}, SPEEDS)
+    monkeypatch.setattr(choice, "quantised", fails)
+    found = choose(unet, "auto", MUCH)
+    assert found.execution == Execution("compiled", "bf16") and found.why.endswith("OpenVINO cannot convert unet: no rule")
+    with pytest.raises(Refused, match="cannot convert unet"):
+        choose(unet, "int8", MUCH)

@@ -118,3 +118,14 @@ def test_what_this_machine_lacks_is_named(unet: Bundle, monkeypatch: pytest.Monk
     assert forward.missing("eager", "cpu") is None
     with pytest.raises(Refused, match="planned for the engine openvino"):
         forward.build_forward(unet, "cpu", "openvino", "int8")
+
+
+def test_what_openvino_cannot_convert_is_refused_in_one_line(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
+    openvino = pytest.importorskip("openvino")
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("\n  No conversion rule found for aten::max_unpool2d\nand much more")
+
+    monkeypatch.setattr(openvino, "convert_model", fails)
+    with pytest.raises(Refused, match=r"^OpenVINO cannot convert unet: No conversion rule found for aten::max_unpool2d$"):
+        Engine(unet, "cpu", Execution("openvino", "fp32"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from pipeline.models.metrics import Scores, confusion_matrix
+from pipeline.models.metrics import CLASS_MEASURES, MEASURES, Scores, confusion_matrix, mean_precision_of, mean_recall_of
 
 NAMES = ["water", "forest", "town", "field"]
 
@@ -28,6 +28,33 @@ def test_agrees_with_scikit_learn(seed: int) -> None:
     assert scores.accuracy == pytest.approx(oracle.accuracy_score(truth, predicted))
     assert scores.mean_iou == pytest.approx(oracle.jaccard_score(truth, predicted, average="macro"))
     assert scores.mean_f1 == pytest.approx(oracle.f1_score(truth, predicted, average="macro"))
+    np.testing.assert_allclose(scores.precision, oracle.precision_score(truth, predicted, average=None))
+    np.testing.assert_allclose(scores.recall, oracle.recall_score(truth, predicted, average=None))
+    assert scores.kappa == pytest.approx(oracle.cohen_kappa_score(truth, predicted))
+    assert scores.frequency_weighted_iou == pytest.approx(oracle.jaccard_score(truth, predicted, average="weighted"))
+    assert mean_recall_of(scores.confusion) == pytest.approx(oracle.balanced_accuracy_score(truth, predicted))
+    assert mean_precision_of(scores.confusion) == pytest.approx(oracle.precision_score(truth, predicted, average="macro"))
+
+
+def test_many_matrices_at_once_are_each_by_itself() -> None:
+    matrices = np.random.default_rng(6).integers(0, 50, (3, 2, 4, 4))
+    matrices[0, 0] = 0
+    for measure in (*MEASURES.values(), *CLASS_MEASURES.values()):
+        together = measure(matrices)
+        for place in np.ndindex(3, 2):
+            np.testing.assert_array_equal(together[place], measure(matrices[place]))
+
+
+def test_kappa_where_chance_agrees_on_everything_and_where_it_is_worse() -> None:
+    assert np.isnan(Scores(np.array([[7, 0], [0, 0]])).kappa)
+    assert Scores(np.array([[0, 5], [5, 0]])).kappa == pytest.approx(oracle.cohen_kappa_score([0] * 5 + [1] * 5, [1] * 5 + [0] * 5))
+
+
+def test_precision_and_recall_of_a_class_that_one_side_lacks() -> None:
+    scores = Scores(confusion_matrix(np.array([0, 0, 1]), np.array([0, 2, 0]), 3))
+    assert np.isnan(scores.precision).tolist() == [False, True, False] and np.isnan(scores.recall).tolist() == [False, False, True]
+    np.testing.assert_allclose(scores.f1, [0.5, 0, 0])
+    np.testing.assert_allclose(scores.iou, oracle.jaccard_score([0, 0, 1], [0, 2, 0], average=None))
 
 
 def test_255_in_either_is_not_counted() -> None:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from pipeline.inference.part import Tally
+from pipeline.inference.part import Tally, add_up
 from pipeline.models.bundle import Bundle
 from pipeline.results.publish import areas_path
-from pipeline.results.tables import AREAS, add_up, areas_rows, parse_datetime, table_input_id, write_table
+from pipeline.results.tables import AREAS, areas_rows, parse_datetime, table_input_id, write_table
 from tests.results.scenes import Done, class_bundle, publish, stripes
 
 CONTRACT = {

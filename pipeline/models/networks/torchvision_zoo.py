@@ -29,6 +29,11 @@ class TorchvisionSegmenter(nn.Module):
         if bands != 3:
             adapt_first_convolution(self.network.backbone, bands)
 
+    @property
+    def encoder(self) -> nn.Module:
+        """The classification network that it is built on."""
+        return self.network.backbone
+
     def coarse(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         """The logits before they are upsampled to the input's size."""
         features = self.network.backbone(batch_BCHW)

@@ -28,6 +28,11 @@ class UNet(nn.Module):
         self.merge = nn.ModuleList(double_convolution(2 * level, level) for level in widths[-2::-1])
         self.head = nn.Conv2d(width, classes, kernel_size=1)
 
+    @property
+    def encoder(self) -> nn.ModuleDict:
+        """The way down, with the names that its parts have in the network."""
+        return nn.ModuleDict({"down": self.down, "bottom": self.bottom})
+
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         features, skips = batch_BCHW, []
         for block in self.down:

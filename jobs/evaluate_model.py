@@ -1,0 +1,184 @@
+"""Score one or several bundles on labelled data, through the tiled inference of deployment.
+
+    python jobs/evaluate_model.py BUNDLE [BUNDLE ...] --data SOURCE [--labels RASTER] [--classes FILE] --output OUT
+
+OUT gets report.html and the Parquet tables scores, confusion, calibration, areas and comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rasterio.errors import NotGeoreferencedWarning
+
+from pipeline.errors import Refused, Unreadable
+from pipeline.imagery import storage
+from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.choice import check_precision
+from pipeline.results.evaluation_report import write_report
+from pipeline.results.evaluation_tables import BundleScores, score_bundle, write_tables
+from pipeline.results.into_bundle import add_evaluation, check_changeable
+from pipeline.training.classes import ClassTable, LabelClass, read_classes
+from pipeline.training.datasets import LabelledScene, open_labelled
+from pipeline.training.scoring import Evaluation, evaluate_bundles
+
+DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
+SHOWN = ("accuracy", "mean_iou", "mean_f1", "frequency_weighted_iou", "kappa", "mean_boundary_f1", "expected_calibration_error")
+EXAMPLE = """example:
+  python jobs/evaluate_model.py jobs/demo/model my-model --data jobs/demo/zion/item.json --labels jobs/demo/zion/nlcd.tif \\
+      --classes jobs/demo/zion/classes.json --output evaluation
+
+exit code: 0 all done; 2 refused before work began; 3 scenes could not be read, the rest is scored;
+1 anything else, interruption included"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return evaluate_model(parse(arguments))
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    except Unreadable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED_ON_DATA
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return ERROR
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+
+
+def evaluate_model(options: argparse.Namespace) -> int:
+    """From bundles and labelled data to tables and a page."""
+    check_precision(options.precision)
+    bundles = load_bundles(options.bundles)
+    if options.into_bundle:
+        for bundle in bundles.values():
+            check_changeable(bundle)
+    table = class_table(options, bundles)
+
+    def open_data(bundle: Bundle) -> Sequence[LabelledScene]:
+        return open_labelled(
+            options.data,
+            labels=options.labels,
+            classes=table,
+            bands=bundle.bands,
+            class_column=options.class_column,
+            ignored=options.ignore,
+        )
+
+    out = storage.local_path(options.output)
+    with working_folder(out) as folder:
+        evaluation = evaluate_bundles(
+            bundles, open_data, folder, data=options.data, precision=options.precision, tolerance=options.boundary_tolerance,
+            say=lambda line: print(line, file=sys.stderr),
+        )  # fmt: skip
+        scores = [score_bundle(evaluation, counts) for counts in evaluation.bundles]
+        when = datetime.now(UTC)
+        compared = write_tables(evaluation, scores, out)
+        write_report(evaluation, scores, compared, out / "report.html", when)
+    if options.into_bundle:
+        for each in scores:
+            add_evaluation(evaluation, each, when)
+    print_summary(evaluation, scores, out)
+    return FAILED_ON_DATA if evaluation.skipped else DONE
+
+
+def load_bundles(places: Sequence[str]) -> dict[str, Bundle]:
+    """The bundles by names that tell them apart: the last parts of their paths, as many as that takes."""
+    paths = [storage.local_path(place) for place in places]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice:
+        raise Refused(f"{twice}: is named more than once")
+    parts = 1
+    while len({_tail(path, parts) for path in paths}) < len(paths):
+        parts += 1
+    return {_tail(path, parts): load_bundle(path) for path in paths}
+
+
+def _tail(path: Path, parts: int) -> str:
+    return "/".join(path.parts[-parts:])
+
+
+def class_table(options: argparse.Namespace, bundles: dict[str, Bundle]) -> ClassTable | None:
+    """Which label values are which class: by --classes, or as the first bundle that remembers it was trained; None: ask the labels."""
+    if options.classes:
+        return read_classes(storage.local_path(options.classes), options.ignore)
+    for bundle in bundles.values():
+        known: dict[str, Any] = bundle.provenance.get("labels") or {}
+        values = known.get("values") or {}
+        if {entry.name for entry in bundle.classes} == set(values):
+            classes = tuple(LabelClass(entry, tuple(values[entry.name])) for entry in bundle.classes)
+            return ClassTable(classes, (*known.get("ignored", ()), *options.ignore), bool(known.get("coloured", False)))
+    return None
+
+
+@contextmanager
+def working_folder(out: Path) -> Iterator[Path]:
+    """A folder inside `out` that is gone when the block ends; so is `out`, if it was made for this and nothing was written."""
+    storage.check_writable(out)
+    fresh = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=out) as folder:
+            yield Path(folder)
+    finally:
+        if fresh and not any(out.iterdir()):
+            out.rmdir()
+
+
+def print_summary(evaluation: Evaluation, bundles: Sequence[BundleScores], out: Path) -> None:
+    """The scores with their intervals, what was skipped, and where the files are."""
+    width = max(24, *(len(each.counts.name) + 2 for each in bundles))
+    print(f"\n{'':28s}" + "".join(f"{each.counts.name:>{width}s}" for each in bundles))
+    for name in SHOWN:
+        cells = [f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" for score in (each.overall[name] for each in bundles)]
+        print(f"{name.replace('_', ' '):28s}" + "".join(f"{cell:>{width}s}" for cell in cells))
+    print(f"95 % intervals from {evaluation.drawn} drawn anew; boundaries within {evaluation.tolerance} px")
+    for scene, reason in evaluation.skipped.items():
+        print(f"skipped: {scene}: {reason}")
+    print(f"\nopen {out / 'report.html'}; tables are beside it")
+
+
+def values(text: str) -> list[int]:
+    """Label values by commas."""
+    return [int(value) for value in text.split(",")]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse exits with 2 for bad usage, as a job does."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="models to score on the same pixels, as train_model.py writes them")
+    parser.add_argument(
+        "--data", required=True, metavar="SOURCE", help="labelled scenes: a scene with --labels, a folder of pairs, or a list"
+    )
+    parser.add_argument("--labels", metavar="FILE", help="what labels the scene: a raster or polygons; or a folder of masks")
+    parser.add_argument("--classes", metavar="FILE", help="which label values are which class (default: as the first bundle was trained)")
+    parser.add_argument("--class-column", metavar="NAME", help="of polygons: the column that says the class")
+    parser.add_argument("--ignore", type=values, default=[], metavar="V,V", help="label values that are not scored")
+    parser.add_argument("--output", required=True, metavar="OUT", help="folder for report.html and tables; what is there is replaced")
+    parser.add_argument("--into-bundle", action="store_true", help="also write metrics and confusion matrix into each model.json")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8, as in deployment (default: auto)")
+    parser.add_argument(
+        "--boundary-tolerance", type=int, metavar="PX", help="how far off an edge may be (default: 0.75 %% of the diagonal, at most 5)"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

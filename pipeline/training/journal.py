@@ -1,0 +1,73 @@
+"""What is kept of a training beside its bundle: a table of epochs, curves, TensorBoard's events, and MLflow's run where it is installed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.imagery import storage
+from pipeline.training.loop import Epoch
+from pipeline.training.pictures import draw_curves
+
+
+def write_epoch(run: Path, epochs: Sequence[Epoch], names: Sequence[str], title: str) -> None:
+    """Write `epochs.csv` and `curves.png` anew in the folder `run`, and tell TensorBoard and MLflow of the last epoch.
+
+    TensorBoard's events lie in `run/tensorboard`. MLflow's run is that of `MLFLOW_TRACKING_URI`, or lies in `run/mlflow.db`.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    rows = [row_of(epoch, names) for epoch in epochs]
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, fieldnames=list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+    temporary = storage.temporary(run, "epochs.csv")
+    temporary.write_text(text.getvalue())
+    storage.publish(temporary, run / "epochs.csv")
+    columns = {"epoch": [row["epoch"] for row in rows], "loss": [row["loss"] for row in rows]}
+    columns |= {name.replace("_", " "): [row[name] for row in rows] for name in ("accuracy", "mean_iou", "mean_f1")}
+    columns |= {f"IoU {name}": [row[f"iou_{name}"] for row in rows] for name in names}
+    draw_curves(run / "curves.png", columns)
+    for name, value in rows[-1].items():
+        if name != "epoch" and value == value:  # NaN is no point of a curve
+            _events(run).add_scalar(name.replace("iou_", "iou/"), value, epochs[-1].number)
+    _events(run).flush()
+    if find_spec("mlflow"):
+        _tell_mlflow(run, rows[-1], title)
+
+
+def row_of(epoch: Epoch, names: Sequence[str]) -> dict[str, Any]:
+    """An epoch as a row of the table."""
+    return {
+        "epoch": epoch.number, "loss": epoch.loss, "accuracy": epoch.accuracy, "mean_iou": epoch.mean_iou, "mean_f1": epoch.mean_f1,
+        **{f"iou_{name}": value for name, value in zip(names, epoch.iou, strict=True)},
+        "learning_rate": epoch.learning_rate, "seconds": round(epoch.seconds, 2),
+    }  # fmt: skip
+
+
+@lru_cache(1)
+def _events(run: Path) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def _tell_mlflow(run: Path, row: dict[str, Any], title: str) -> None:
+    import mlflow
+
+    if mlflow.active_run() is None:
+        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run / 'mlflow.db'}")
+        mlflow.set_experiment("tilewright")
+        known = storage.read_json(run / "mlflow.json") or {}
+        started = mlflow.start_run(run_id=known.get("run_id"), run_name=None if known else run.stem)
+        storage.replace_json(run / "mlflow.json", {"run_id": started.info.run_id})
+        if not known:
+            mlflow.log_param("metric", title)
+    kept = {name.replace(" ", "_"): value for name, value in row.items() if name != "epoch" and value == value}
+    mlflow.log_metrics(kept, step=row["epoch"])

@@ -1,0 +1,193 @@
+"""Labels on a scene's grid: from a raster of ids or colours, or from polygons, a window at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import geopandas
+import numpy as np
+import rasterio.features
+from rasterio.enums import ColorInterp
+from rasterio.io import DatasetReader
+from shapely import box
+
+from pipeline.errors import Refused
+from pipeline.geometry.windows import Window
+from pipeline.imagery.bands import Band
+from pipeline.imagery.catalogue import RASTER_SUFFIXES, Asset, BandEntry, Source
+from pipeline.imagery.raster import Grid, Scene, open_dataset, open_scene
+from pipeline.imagery.reader import SceneReader
+from pipeline.training.classes import IGNORE, ClassTable, Value
+
+LABELS = ("labels", "labels green", "labels blue")  # what the bands of a mask are called beside the image's
+READERS_OPEN = 64
+
+
+@lru_cache(READERS_OPEN)
+def _reader(scene: Scene, process: int) -> SceneReader:
+    return SceneReader(scene)
+
+
+def reader_of(scene: Scene) -> SceneReader:
+    """The open files of a scene, kept open for the next window; each process has its own."""
+    return _reader(scene, os.getpid())
+
+
+class RasterLabels(NamedTuple):
+    """A mask on the grid of its image: ids, indices of a palette, or colours in three bands."""
+
+    place: str
+    scene: Scene
+    palette: tuple[int, ...] | None  # 0xRRGGBB of each index
+
+    @property
+    def coloured(self) -> bool:
+        """Whether it shows its classes as colours."""
+        return self.palette is not None or len(self.scene.bands) == len(LABELS)
+
+    def ids(self, window: Window, table: ClassTable) -> np.ndarray:
+        """The class ids of a window inside the grid, uint8 H x W; 255 where ignored. Raises Refused and Unreadable."""
+        values_HW, valid_HW = self._values(window, table.coloured)
+        return table.ids(values_HW, valid_HW, self.place)
+
+    def values(self) -> set[Value]:
+        """The values, or colours, that it holds anywhere."""
+        grid, found = self.scene.grid, set()
+        for row in range(0, grid.height, 1024):
+            window = Window(row, 0, min(1024, grid.height - row), grid.width)
+            values_HW, valid_HW = self._values(window, self.coloured)
+            found |= set(np.unique(values_HW[valid_HW]).tolist())
+        return found
+
+    def _values(self, window: Window, coloured: bool) -> tuple[np.ndarray, np.ndarray]:
+        values_CHW, valid_CHW = reader_of(self.scene).read(window)
+        valid_HW = np.ones(values_CHW.shape[1:], bool) if valid_CHW is None else np.logical_and.reduce(valid_CHW)
+        if len(values_CHW) == len(LABELS):
+            red, green, blue = values_CHW.astype(np.int64)
+            if not coloured:
+                raise Refused(f"{self.place}: is a mask in colours; the class table lists values: write colours (#RRGGBB) in --classes")
+            return red << 16 | green << 8 | blue, valid_HW
+        values_HW = values_CHW[0].astype(np.int64)
+        if coloured:
+            if self.palette is None:
+                raise Refused(f"{self.place}: is a mask of values, not of colours: list the values of each class in --classes")
+            values_HW = np.array(self.palette, np.int64)[values_HW]
+        return values_HW, valid_HW
+
+
+@dataclass(frozen=True, eq=False)
+class PolygonLabels:
+    """Polygons in the CRS of their image; of those that overlap, the last in the file is drawn on top."""
+
+    place: str
+    grid: Grid
+    shapes: geopandas.GeoDataFrame  # columns value and geometry, in the CRS of the grid
+    coloured: bool = False
+
+    def ids(self, window: Window, table: ClassTable) -> np.ndarray:
+        """As of `RasterLabels`; a pixel belongs to a polygon if its centre does."""
+        ids_HW = np.full((window.height, window.width), table.elsewhere, np.uint8)
+        affine = self.grid.affine
+        corners = [affine * corner for corner in _corners(window)]
+        (west, east), (south, north) = ((min(axis), max(axis)) for axis in zip(*corners, strict=True))
+        near = self.shapes.iloc[np.sort(self.shapes.sindex.query(box(west, south, east, north)))]
+        if len(near):
+            drawn = zip(near.geometry, table.ids_of(near["value"].tolist(), self.place).tolist(), strict=True)
+            moved = affine * affine.translation(window.col, window.row)
+            rasterio.features.rasterize(drawn, out=ids_HW, transform=moved)
+        return ids_HW
+
+    def values(self) -> set[Value]:
+        """The values that the polygons have."""
+        return set(self.shapes["value"].tolist())
+
+
+def _corners(window: Window) -> list[tuple[int, int]]:
+    return [(col, row) for col in (window.col, window.cols.stop) for row in (window.row, window.rows.stop)]
+
+
+def open_labels(
+    image: Source, path: Path, bands: Sequence[Band], class_column: str | None = None
+) -> tuple[Scene, RasterLabels | PolygonLabels]:
+    """Open an image and its labels on one grid, the image's.
+
+    A label raster is taken to it by nearest neighbour; without a CRS on either side it must have the image's size.
+    Raises Refused, naming both files, for what does not fit together.
+    """
+    if path.suffix.lower() not in RASTER_SUFFIXES:
+        scene = open_scene(image, bands)
+        return scene, _polygons(path, scene, class_column)
+    with open_dataset(path) as dataset:
+        count, placed, shape, palette = _label_bands(dataset), bool(dataset.crs), dataset.shape, _palette(dataset)
+    label_asset = Asset(path, tuple(BandEntry(names=(name,)) for name in LABELS[:count]))
+    label_bands = [Band(name, categorical=True) for name in LABELS[:count]]
+    scene = open_scene(image, bands)
+    if placed and scene.grid.crs:
+        both = open_scene(replace(image, assets=(*image.assets, label_asset)), [*bands, *label_bands])
+        return scene, RasterLabels(str(path), replace(both, bands=both.bands[len(bands) :]), palette)
+    if shape != (scene.grid.height, scene.grid.width):
+        ours = f"{scene.grid.height} x {scene.grid.width}"
+        raise Refused(f"{path}: is {shape[0]} x {shape[1]} px, its image {image.uri} {ours} px; without a CRS both must have one size")
+    mask = open_scene(Source(str(path), path.stem, None, (label_asset,)), label_bands)
+    return scene, RasterLabels(str(path), replace(mask, grid=scene.grid), palette)
+
+
+def _label_bands(dataset: DatasetReader) -> int:
+    colours = sum(use != ColorInterp.alpha for use in dataset.colorinterp)
+    if any(np.dtype(dtype).kind not in "ui" for dtype in dataset.dtypes[:1]) and dataset.dtypes[0] not in ("float32", "float64"):
+        raise Refused(f"{dataset.name}: holds {dataset.dtypes[0]}: labels are whole numbers")
+    return len(LABELS) if colours == len(LABELS) and dataset.dtypes[0] == "uint8" else 1
+
+
+def _palette(dataset: DatasetReader) -> tuple[int, ...] | None:
+    if dataset.colorinterp[0] != ColorInterp.palette:
+        return None
+    colours = dataset.colormap(1)
+    return tuple((red << 16) | (green << 8) | blue for red, green, blue, _ in (colours.get(index, (0, 0, 0, 0)) for index in range(256)))
+
+
+def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabels:
+    try:
+        shapes = geopandas.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file(path)
+    except Exception as error:  # of pyogrio, pyarrow and GDAL, which share no base
+        raise Refused(f"{path}: cannot be read as a raster or as polygons ({' '.join(str(error).split())[:160]})") from None
+    if scene.grid.rasterio_crs is None or shapes.crs is None:
+        raise Refused(f"{path}: polygons and scene must both have a CRS; {scene.uri if shapes.crs else path} has none")
+    columns = [name for name in shapes.columns if name != shapes.geometry.name]
+    if class_column is None and "class" in columns:
+        class_column = "class"
+    if class_column not in columns:
+        asked = f"no column {class_column}" if class_column else "no column called class"
+        raise Refused(f"{path}: {asked}; there are {', '.join(columns)}: name one with --class-column")
+    told = shapes[shapes.geometry.notna() & ~shapes.geometry.is_empty & shapes[class_column].notna()].to_crs(
+        scene.grid.rasterio_crs.to_wkt()
+    )
+    broken = ~told.geometry.is_valid
+    if broken.any():
+        told.loc[broken, told.geometry.name] = told.geometry[broken].make_valid()
+    values = [_value(value) for value in told[class_column]]
+    return PolygonLabels(str(path), scene.grid, geopandas.GeoDataFrame({"value": values}, geometry=list(told.geometry)))
+
+
+def _value(value: Any) -> Value:
+    """Whole numbers as such, all else as text."""
+    if isinstance(value, (int, float, np.number)) and float(value).is_integer():
+        return int(value)
+    return str(value)
+
+
+def ignored_outside(ids_HW: np.ndarray, window: Window, own: Sequence[Window], never: Sequence[Window]) -> np.ndarray:
+    """In place: 255 where a pixel of `window` lies in none of `own` or in one of `never`; returns it."""
+    keep_HW = np.zeros(ids_HW.shape, bool)
+    for areas, kept in ((own, True), (never, False)):
+        for area in areas:
+            cut = area.intersection(window)
+            if cut:
+                keep_HW[cut.relative_to(window).slices()] = kept
+    ids_HW[~keep_HW] = IGNORE
+    return ids_HW

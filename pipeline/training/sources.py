@@ -1,0 +1,134 @@
+"""Find labelled data as people keep it: image and mask in two folders, a list of pairs, or a scene with one file of labels."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import Refused
+from pipeline.imagery import storage
+from pipeline.imagery.catalogue import Asset, Source, find_sources
+
+LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scenes", "chips", "inputs")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annots", "gt", "groundtruth", "ground_truth", "targets", "segmentation")
+MARKS = re.compile(r"[_\-.]?(mask|masks|label|labels|annot|gt|groundtruth|L)$", re.IGNORECASE)  # of a mask's stem beside its image's
+MOST_NAMED = 3
+
+
+class Pair(NamedTuple):
+    """An image, or a scene of several files, and what labels it. `name` is unique among its set."""
+
+    name: str
+    image: Source
+    labels: Path
+
+
+def find_pairs(data: str, labels: str | None = None) -> list[Pair]:
+    """The labelled images that `data` names, in order.
+
+    - a scene (raster or STAC item), with `labels` its label raster or polygons;
+    - a folder of images, with `labels` the folder of masks of the same names;
+    - a folder that holds, at any depth, folders of images and of masks side by side (`images` and `masks`, say);
+    - a list, .txt or .csv, with an image and its mask on each line, relative to the list's own folder.
+
+    Raises Refused, naming files, for an image without a mask, a mask without an image, and for what holds no pairs.
+    """
+    path = storage.local_path(data)
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        pairs = list(_listed(path))
+    elif path.is_dir() and labels is None:
+        pairs = list(chain.from_iterable(_matched(images, masks, path) for images, masks in _folders(path)))
+    elif path.is_dir() and storage.local_path(labels or "").is_dir():
+        pairs = list(_matched(path, storage.local_path(labels or ""), path))
+    elif labels is None:
+        raise Refused(f"{data}: a scene needs --labels, its label raster or polygons")
+    else:
+        sources = find_sources([data])
+        if len(sources) != 1:
+            raise Refused(f"{data}: holds {len(sources)} scenes; --labels must then be a folder of masks of the same names")
+        file = storage.local_path(labels)
+        if not file.is_file():
+            raise Refused(f"{labels}: no such file (--labels)")
+        pairs = [Pair(sources[0].scene_id, sources[0], file)]
+    if not pairs:
+        raise Refused(f"{data}: holds no pairs of image and mask")
+    return pairs
+
+
+def _listed(path: Path) -> Iterator[Pair]:
+    """CamVid's way: two paths a line, parted by a comma, a tab or a space; names with spaces in quotes."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        mark = next((mark for mark in "\t,;" if mark in line), None)
+        words = [word.strip() for word in next(csv.reader([line], delimiter=mark))] if mark else shlex.split(line)
+        if len(words) != 2:
+            raise Refused(f'{path}: line {number} has {len(words)} words; write an image and its mask, "in quotes" where there are spaces')
+        image, mask = (Path(word) if Path(word).is_absolute() else path.parent / word for word in words)
+        for file in (image, mask):
+            if not file.is_file():
+                raise Refused(f"{path}: line {number}: {file}: no such file")
+        yield Pair(words[0], _image(image), mask)
+
+
+def _folders(path: Path) -> list[tuple[Path, Path]]:
+    """The folders of images at or below `path`, each with the folder of masks beside it."""
+    found = []
+    for parent in sorted({path, *(folder for folder in path.rglob("*") if folder.is_dir())}):
+        below = {folder.name.lower(): folder for folder in parent.iterdir() if folder.is_dir()}
+        images = [below[name] for name in IMAGE_FOLDERS if name in below]
+        masks = [below[name] for name in MASK_FOLDERS if name in below]
+        found += [(images[0], masks[0])] if images and masks else []
+    if not found:
+        raise Refused(
+            f"{path}: holds no folders of images and masks side by side (such as images/ and masks/): name the folder of masks with --labels"
+        )
+    return found
+
+
+def _matched(images: Path, masks: Path, top: Path) -> Iterator[Pair]:
+    """The pairs of two folders, by their files' stems; a mask's stem may end in _mask, _label, _gt or _L."""
+    sources = find_sources([str(images)])
+    by_stem = {source.scene_id: source for source in sources}
+    if len(by_stem) < len(sources):
+        twice = next(source.scene_id for source in sources if sum(other.scene_id == source.scene_id for other in sources) > 1)
+        raise Refused(f"{images}: {twice} is there more than once, in several formats: keep one")
+    found = {}
+    for mask in find_sources([str(masks)]):
+        stem = mask.scene_id if mask.scene_id in by_stem else MARKS.sub("", mask.scene_id)
+        if stem not in by_stem:
+            raise Refused(f"{mask.uri}: no image of that name in {images}: remove it, or add its image")
+        found[stem] = mask.assets[0].path
+    missing = [by_stem[stem].uri for stem in by_stem if stem not in found]
+    if missing:
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise Refused(f"{', '.join(missing[:MOST_NAMED])}{more}: no mask of that name in {masks}")
+    for stem, source in by_stem.items():
+        yield Pair(str(Path(source.uri).relative_to(top)), source, found[stem])
+
+
+def _image(path: Path) -> Source:
+    return Source(str(path), path.stem, None, (Asset(path),))
+
+
+def check_apart(sets: Sequence[tuple[str, Sequence[Pair]]]) -> None:
+    """Raise Refused, naming it, where one file is in two sets; `sets` are (what it is called, its pairs).
+
+    One file of labels may serve several scenes of several sets.
+    """
+    uses = Counter(pair.labels for _, pairs in sets for pair in pairs)
+    seen: dict[Path, str] = {}
+    for called, pairs in sets:
+        files = {asset.path.resolve() for pair in pairs for asset in pair.image.assets}
+        files |= {pair.labels.resolve() for pair in pairs if uses[pair.labels] == 1}
+        twice = min((file for file in files if file in seen), default=None)
+        if twice is not None:
+            raise Refused(f"{twice}: is in {seen[twice]} and in {called}: scores on what was trained on mean nothing")
+        seen |= dict.fromkeys(files, called)

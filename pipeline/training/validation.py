@@ -1,0 +1,96 @@
+"""How good a network in memory is on held-out areas: in tiles with its exact halo, so as it would be deployed in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.geometry.windows import Span, Window, ceil_to, spans
+from pipeline.imagery.bands import Band
+from pipeline.models.bundle import INEXACT_HALO
+from pipeline.models.metrics import Scores, confusion_matrix
+from pipeline.models.receptive import Reach
+from pipeline.training.datasets import LabelledScene
+from pipeline.training.distributed import rank, summed, world
+
+CORE = 512  # px: the cores in which an area is classified
+
+
+def context_px(reach: Reach) -> int:
+    """The pixels around an area that its classes depend on: the exact halo, or what stands in for it."""
+    return ceil_to(INEXACT_HALO, reach.stride) if reach.exact_halo is None else reach.exact_halo
+
+
+def cores(scenes: Sequence[LabelledScene]) -> list[tuple[LabelledScene, Window]]:
+    """The areas of the scenes, cut into windows of at most 512 px a side."""
+    return [
+        (item, Window(row, col, min(CORE, area.rows.stop - row), min(CORE, area.cols.stop - col)))
+        for item in scenes
+        for area in item.areas
+        for row in range(area.row, area.rows.stop, CORE)
+        for col in range(area.col, area.cols.stop, CORE)
+    ]
+
+
+@torch.inference_mode()
+def logits_of(
+    network: nn.Module, item: LabelledScene, core: Window, bands: Sequence[Band], reach: Reach
+) -> tuple[torch.Tensor, np.ndarray]:
+    """The logits, K x H x W fp32 on the network's device, and the labels, uint8 H x W, of a window of a scene."""
+    read = around(core, item.scene.grid.window, reach)
+    block = item.read(read)
+    device = next(chain(network.parameters(), network.buffers())).device
+    batch_BCHW = block.normalised(bands)[None].to(device, memory_format=torch.channels_last)
+    inner = core.relative_to(read).slices()
+    return network(batch_BCHW)[0][:, *inner].float(), block.labels_HW[inner]
+
+
+def around(core: Window, grid: Window, reach: Reach) -> Window:
+    """The window that a network has to see for the classes in `core`: on its stride, in the grid padded to the stride."""
+    context, stride = context_px(reach), reach.stride
+    row, col = (max(0, start - context) // stride * stride for start in (core.row, core.col))
+    bottom = min(ceil_to(core.rows.stop + context, stride), ceil_to(grid.height, stride))
+    right = min(ceil_to(core.cols.stop + context, stride), ceil_to(grid.width, stride))
+    return Window(row, col, bottom - row, right - col)
+
+
+def classified(
+    network: nn.Module, scenes: Sequence[LabelledScene], bands: Sequence[Band], reach: Reach
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Labels and classes, uint8 H x W, of each window of the scenes; with several processes, of this one's share."""
+    for item, core in cores(scenes)[rank() :: world()]:
+        logits_KHW, labels_HW = logits_of(network, item, core, bands, reach)
+        yield labels_HW, logits_KHW.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+
+
+def score(network: nn.Module, scenes: Sequence[LabelledScene], bands: Sequence[Band], reach: Reach) -> Scores:
+    """The scores of a network in eval mode where the scenes have labels, computed by all processes together."""
+    classes = len(scenes[0].classes)
+    confusion = np.zeros((classes, classes), np.int64)
+    for labels_HW, ids_HW in classified(network, scenes, bands, reach):
+        confusion += confusion_matrix(labels_HW, ids_HW, classes)
+    device = next(chain(network.parameters(), network.buffers())).device
+    return Scores(summed(torch.from_numpy(confusion).to(device)).cpu().numpy())
+
+
+@torch.inference_mode()
+def classify(network: nn.Module, image_CHW: torch.Tensor, reach: Reach) -> np.ndarray:
+    """The class of each pixel of a normalised image, uint8 H x W, computed in tiles with an exact halo.
+
+    Height and width must be multiples of the network's stride.
+    """
+    _, height, width = image_CHW.shape
+    device = next(chain(network.parameters(), network.buffers())).device
+    halo, ids_HW = context_px(reach), np.empty((height, width), np.uint8)
+    tile = ceil_to(CORE + 2 * halo, reach.stride)
+    for read_rows, core_rows in spans(Span(0, height), height, tile, halo):
+        for read_cols, core_cols in spans(Span(0, width), width, tile, halo):
+            read, core = Window.of(read_rows, read_cols), Window.of(core_rows, core_cols)
+            tile_BCHW = image_CHW[None, :, *read.slices()].to(device, memory_format=torch.channels_last)
+            tile_ids_HW = network(tile_BCHW)[0].max(dim=0).indices.to(torch.uint8).cpu().numpy()
+            ids_HW[core.slices()] = tile_ids_HW[core.relative_to(read).slices()]
+    return ids_HW
