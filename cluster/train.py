@@ -116,7 +116,7 @@ def train_on_ray(
         _work,
         train_loop_config={"training": training, "board": board},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if on_gpu else {})),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": cpus, "GPU": int(on_gpu)}),
         run_config=RunConfig(
             name=name, storage_path=storage,
             failure_config=FailureConfig(max_failures=RETRIES), checkpoint_config=CheckpointConfig(num_to_keep=KEPT),

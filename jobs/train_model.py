@@ -38,13 +38,13 @@ from pipeline.models.random_bundle import save_random_bundle
 from pipeline.models.receptive import find_reach
 from pipeline.models.zoo import table
 from pipeline.training.baselines import score_table
-from pipeline.training.classes import ClassTable, read_classes
+from pipeline.training.classes import IGNORE, colour_value, read_classes
 from pipeline.training.datasets import LabelledScene, open_labelled
 from pipeline.training.fit import Training, check_window, fit
 from pipeline.training.loop import METRICS, OPTIMISERS, SCHEDULES, Epoch, Recipe
 from pipeline.training.pictures import Example, draw_samples
 from pipeline.training.splits import HeldOut, Split, split
-from pipeline.training.statistics import Statistics, measure
+from pipeline.training.statistics import Statistics, class_weights, count_labels, measure
 from pipeline.training.validation import context_px, cores
 
 DONE, ERROR, REFUSED = 0, 1, 2
@@ -121,16 +121,16 @@ def prepare(options: argparse.Namespace, typed: str) -> Training:
     recipe = recipe_of(options)
     held = {name: held_out(getattr(options, name)) for name in ("validation", "test")}
     scenes = open_all(options.data, options)
-    given: ClassTable | str | None = options.classes and scenes[0].table
-    sets = {name: replace(one, scenes=tuple(open_all(places, options, scenes, given))) for name, (one, places) in held.items()}
+    sets = {name: replace(one, scenes=tuple(open_all(places, options, scenes[0]))) for name, (one, places) in held.items()}
     bands = [band.name for band in scenes[0].scene.bands]
     torch.manual_seed(recipe.seed)
     reach = find_reach(build_network(options.architecture, len(bands), len(scenes[0].classes), **dict(options.argument)), len(bands))
     check_window(recipe, reach)
     parts = split(scenes, sets["validation"], sets["test"], gap=context_px(reach), seed=recipe.seed, block=options.block)
-    statistics = measure(parts.train, chosen_bands(scenes[0]), recipe.seed)
+    statistics = measure(parts.train, scenes[0].bands, recipe.seed)
     georeferenced = scenes[0].scene.grid.crs is not None
     recipe = replace(recipe, augment=options.augment or ("turn" if georeferenced else "flip"))
+    class_weights(statistics.counts, recipe.class_weights)
     return Training(
         architecture=options.architecture, arguments=dict(options.argument), split=parts, statistics=statistics, recipe=recipe,
         reach=reach, output=storage.local_path(options.output), command=typed, licences=dict(options.licence),
@@ -138,27 +138,15 @@ def prepare(options: argparse.Namespace, typed: str) -> Training:
     )  # fmt: skip
 
 
-def open_all(
-    places: Sequence[str], options: argparse.Namespace, like: Sequence[LabelledScene] = (), classes: ClassTable | str | None = None
-) -> list[LabelledScene]:
-    """The labelled scenes of several sources, with the bands and classes of `like`."""
-    found = list(like[:1])
-    for place in places:
-        table = found[0].table if found else read_classes(storage.local_path(options.classes), options.ignore) if options.classes else None
-        bands = chosen_bands(found[0]) if found else options.bands.split(",") if options.bands else None
-        found += open_labelled(
-            place, labels=options.labels, classes=table, bands=bands, class_column=options.class_column, ignored=options.ignore
-        )
-    return found[len(like[:1]) :]
-
-
-def chosen_bands(item: LabelledScene) -> list[Any]:
-    """The bands of a scene, as its source names them."""
-    from pipeline.imagery.bands import Band
-
-    entries = {name: entry.names for asset in item.source.assets for entry in asset.bands for name in entry.names}
-    names = [entries.get(band.name, (band.name,)) for band in item.scene.bands]
-    return [Band(entry[0], common_name=entry[1] if len(entry) > 1 else None) for entry in names]
+def open_all(places: Sequence[str], options: argparse.Namespace, like: LabelledScene | None = None) -> list[LabelledScene]:
+    """The labelled scenes of several sources, with the bands and classes of one that is open, or as the options say."""
+    if not places:
+        return []
+    bands = like.bands if like else options.bands.split(",") if options.bands else None
+    classes = like.table if like else read_classes(storage.local_path(options.classes), options.ignore) if options.classes else None
+    return open_labelled(
+        places, labels=options.labels, classes=classes, bands=bands, class_column=options.class_column, ignored=options.ignore
+    )
 
 
 def held_out(words: Sequence[str]) -> tuple[HeldOut, list[str]]:
@@ -175,16 +163,22 @@ def held_out(words: Sequence[str]) -> tuple[HeldOut, list[str]]:
 
 
 def warnings_of(parts: Split, statistics: Statistics) -> list[str]:
-    """What a person should know of classes that are missing somewhere."""
+    """What a person should know of classes that are missing somewhere. Raises Refused for labels that the classes do not have."""
     names, found = parts.train[0].table.names, []
-    found += [
-        f"class {name} is nowhere in the training data: it cannot be learnt"
-        for name, n in zip(names, statistics.counts, strict=True)
-        if not n
-    ]
-    if parts.how.count("columns") == 0 and not parts.test:
-        found.append("nothing is held out as a test set: the scores of the validation set have chosen the epoch, and are too good")
+    found += [f"class {name} is nowhere in the training data: it cannot be learnt" for name in missing(names, statistics.counts)]
+    for called, scenes in (("validation", parts.validation), ("test", parts.test)):
+        counts = count_labels(scenes) if scenes else statistics.counts
+        if not counts.sum():
+            raise Refused(f"no pixel of the {called} set has a class: check --labels, --classes and --{called}")
+        found += [f"class {name} is nowhere in the {called} set: it is not measured there" for name in missing(names, counts)]
+    if not parts.test:
+        found.append("no test set is held out: the validation set chooses the epoch, so its scores are a little too good")
     return found
+
+
+def missing(names: Sequence[str], counts: np.ndarray) -> list[str]:
+    """The classes of which there is no pixel."""
+    return [name for name, count in zip(names, counts, strict=True) if not count]
 
 
 def run_training(training: Training, options: argparse.Namespace) -> dict[str, Scores] | None:
@@ -252,7 +246,7 @@ def draw_check(training: Training, run: Path) -> None:
     table, bands = training.split.train[0].table, training.statistics.bands
     shown = []
     for called, scenes in training.split.sets().items():
-        found = cores(scenes)
+        found = [(item, core) for item, core in cores(scenes) if (item.read_labels(core) != IGNORE).any()]
         for number in np.linspace(0, len(found) - 1, min(ON_SHEET // 3, len(found))).astype(int):
             item, core = found[number]
             block = item.read(core)
@@ -281,7 +275,8 @@ def print_plan(training: Training) -> None:
     steps = -(-draws.epoch_length // recipe.batch)
     height, width = recipe.window
     print(
-        f"training: up to {recipe.epochs} epochs of {steps} steps of {recipe.batch} windows of {height} x {width} px, augmented: {recipe.augment}"
+        f"training: up to {recipe.epochs} epochs of {steps} steps of {recipe.batch} windows of {height} x {width} px;"
+        f" augmentation: {recipe.augment}"
     )
     for line in training.warnings:
         print(f"note: {line}")
@@ -320,7 +315,8 @@ class Progress:
             print("epoch     loss  accuracy  mean IoU  mean F1   seconds")
         best = max(self.done, key=lambda one: one.score) is epoch
         print(
-            f"{epoch.number:>5} {epoch.loss:>8.4f} {epoch.accuracy:>9.4f} {epoch.mean_iou:>9.4f} {epoch.mean_f1:>8.4f} {epoch.seconds:>9.1f}"
+            f"{epoch.number:>5} {epoch.loss:>8.4f} {epoch.accuracy:>9.4f} {epoch.mean_iou:>9.4f} {epoch.mean_f1:>8.4f}"
+            f" {epoch.seconds:>9.1f}"
             + ("  best so far" if best else ""), flush=True,
         )  # fmt: skip
         self.written = time.monotonic()
@@ -401,7 +397,14 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--classes", metavar="FILE", help="the class table; with --epochs 0 the number of classes")
     group.add_argument("--class-column", metavar="NAME", help="of label polygons (default: class)")
-    group.add_argument("--ignore", nargs="+", type=int, default=[], metavar="VALUE", help="label values that are neither learnt nor scored")
+    group.add_argument(
+        "--ignore",
+        nargs="+",
+        type=colour_value,
+        default=[],
+        metavar="VALUE",
+        help="label values, or colours #RRGGBB, that are neither learnt nor scored",
+    )
     group.add_argument("--bands", metavar="NAMES", help="bands to learn from, by commas (default: all); with --epochs 0 their number")
     for name, default, what in (("validation", "0.2", "choose the best epoch by"), ("test", "0", "measure on once, at the end")):
         group.add_argument(

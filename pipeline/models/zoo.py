@@ -22,7 +22,7 @@ from pipeline.models.receptive import find_reach
 BANDS, CLASSES = 3, 21  # red, green, blue and Pascal VOC's classes, for which most papers give their numbers
 SIDE = 1024  # px: a multiple of every stride
 KEPT = Path(__file__).with_name("zoo.json")
-HEADINGS = ("name", "parameters", "stride", "field", "exact halo", "GFLOP/Mpx", "what it is", "arguments")
+HEADINGS = ("name", "parameters", "stride", "field", "exact halo", "GFLOP/Mpx", "--argument", "what it is")
 NOTE = f"""
 For {BANDS} bands, {CLASSES} classes and the default arguments; lengths in px.
 field: side of the input window that a block of stride x stride output pixels can depend on: the block, and the exact halo on either side.
@@ -104,8 +104,8 @@ def _row(member: Member) -> tuple[str, ...]:
         "all" if known.receptive_field is None else str(known.receptive_field),
         f"none: {known.why_not}" if known.exact_halo is None else str(known.exact_halo),
         f"{known.gflop_per_megapixel:.3g}" if known.gflop_per_megapixel < 100 else f"{known.gflop_per_megapixel:.0f}",
+        " ".join(f"{name}={json.dumps(default)}" for name, default in member.arguments.items()),
         member.sentence,
-        " ".join(f"--argument {name}={json.dumps(default)}" for name, default in member.arguments.items()),
     )
 
 

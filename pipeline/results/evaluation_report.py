@@ -21,12 +21,11 @@ from pipeline.training.scoring import Evaluation
 
 TITLES = {
     "accuracy": "Pixel accuracy", "mean_iou": "Mean IoU", "mean_f1": "Mean F1", "frequency_weighted_iou": "Frequency-weighted IoU",
-    "kappa": "Cohen's kappa", "mean_precision": "Mean precision", "mean_recall": "Mean recall", "mean_boundary_f1": "Mean boundary F1",
-    "expected_calibration_error": "Calibration error (ECE)", "mean_confidence": "Mean confidence",
+    "kappa": "Cohen's kappa", "mean_boundary_f1": "Mean boundary F1", "expected_calibration_error": "Calibration error (ECE)",
 }  # fmt: skip
-LOWER_IS_BETTER, NEITHER = ("expected_calibration_error",), ("mean_confidence",)
+LOWER_IS_BETTER = ("expected_calibration_error",)
 OF_CLASS = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU", "boundary_f1": "boundary F1"}
-SCENES_SHOWN, PAIRS_LISTED = 100, 3
+SCENES_SHOWN, PAIRS_LISTED, BARS_SIDE_BY_SIDE = 100, 3, 4
 SIGNIFICANT = 0.05
 STYLE = """
 :root{--ink:#1f2933;--faint:#5f6c7b;--rule:#e4e7eb;--paper:#fff;--tint:#f5f7fa;--accent:#2563a8}
@@ -44,9 +43,13 @@ td small{display:block}.best{font-weight:700;color:var(--accent)}.sure{backgroun
 .dot{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px;border:1px solid #0002;vertical-align:-1px}
 .note{border-left:3px solid #e0a030;background:#fff8ea;padding:8px 14px;border-radius:0 6px 6px 0;margin:8px 0}
 .sample{display:inline-block;vertical-align:top;border:1px solid var(--rule);border-radius:8px;padding:10px 12px;margin:0 14px 14px 0}
-.pictures{margin-top:6px}figure{display:inline-block;vertical-align:top;margin:0 8px 0 0}
+.wrapped th,.wrapped td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:64px;max-width:190px}
+.wrapped th{vertical-align:bottom}.wrapped td,.wrapped th{padding:6px 8px}.wrapped td:first-child{min-width:110px;padding-left:0}
+.shade{display:block;padding:1px 6px;border-radius:4px}
+.sample{max-width:100%;overflow-x:auto}.pictures{margin-top:6px;white-space:nowrap}
+figure{display:inline-block;vertical-align:top;margin:0 8px 0 0}
 figure img{display:block;border-radius:4px;max-width:176px;image-rendering:pixelated}
-figcaption{font-size:12px;color:var(--faint);max-width:176px;overflow-wrap:anywhere}
+figcaption{font-size:12px;color:var(--faint);max-width:176px;white-space:normal;overflow-wrap:anywhere}
 svg{max-width:100%;height:auto;display:block}
 """
 
@@ -99,24 +102,40 @@ def _notes(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> Iterable[
 
 
 def _summary(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:
-    rows = []
-    for name, title in TITLES.items():
-        scores = [each.overall[name] for each in bundles]
-        known = [score.value for score in scores if math.isfinite(score.value)]
-        best = None if len(known) < 2 or name in NEITHER else min(known) if name in LOWER_IS_BETTER else max(known)
-        rows.append([title, *(_score(score, best is not None and score.value == best) for score in scores)])
-    heads = ["", *(_named(each) for each in bundles)]
-    about = [
-        ["Network", *(escape(each.counts.bundle.architecture) for each in bundles)],
-        ["Computed in", *(escape(each.counts.precision) for each in bundles)],
+    rows = [
+        [
+            f"{_named(each)}<small>{escape(each.counts.bundle.architecture)}, {escape(each.counts.precision)}</small>",
+            *(_score(each.overall[name], name, bundles) for name in TITLES),
+        ]
+        for each in bundles
     ]
-    parts = [_table(heads, [*rows, *about])]
-    if len(bundles) > 1:
-        series = [(each.counts.name, SERIES[number % len(SERIES)]) for number, each in enumerate(bundles)]
+    parts = [_table(["", *TITLES.values()], rows, kind="wrapped")]
+    if 1 < len(bundles) <= BARS_SIDE_BY_SIDE:
+        series = [(each.counts.name, SERIES[number]) for number, each in enumerate(bundles)]
         bars = [[_bar(each.per_class["iou"][entry.id]) for each in bundles] for entry in evaluation.classes]
-        parts += ["<h3>IoU by class</h3>", bar_chart(evaluation.names, series, bars, 900 if len(bundles) > 4 else 760)]
+        parts += ["<h3>IoU by class</h3>", bar_chart(evaluation.names, series, bars)]
+    elif len(bundles) > 1:
+        values = [[_named(each), *(_shaded(score.value) for score in each.per_class["iou"])] for each in bundles]
+        parts += ["<h3>IoU by class</h3>", _table(["", *map(escape, evaluation.names)], values, kind="wrapped")]
     parts.append(f'<p class="faint">Below each value its 95 % interval, from drawing {evaluation.drawn} anew 2,000 times.</p>')
     return "".join(parts)
+
+
+def _score(score: Score, name: str, bundles: Sequence[BundleScores]) -> str:
+    """A value with its interval below it, marked where no other bundle's is better."""
+    if math.isnan(score.value):
+        return "none"
+    values = [each.overall[name].value for each in bundles if math.isfinite(each.overall[name].value)]
+    best = min(values) if name in LOWER_IS_BETTER else max(values)
+    marked = len(bundles) > 1 and score.value == best
+    ends = f"<small>{score.low:.3f} to {score.high:.3f}</small>" if math.isfinite(score.low) else ""
+    return f'<span class="{"best" if marked else ""}">{score.value:.3f}</span>{ends}'
+
+
+def _shaded(value: float) -> str:
+    if math.isnan(value):
+        return "none"
+    return f'<span class="shade" style="background:rgba(37,99,168,{0.45 * value:.2f})">{value:.2f}</span>'
 
 
 def _comparison(evaluation: Evaluation, bundles: Sequence[BundleScores], compared: Sequence[Row]) -> str:
@@ -136,7 +155,7 @@ def _comparison(evaluation: Evaluation, bundles: Sequence[BundleScores], compare
     else:
         for metric in ("mean_iou", "accuracy"):
             rows = [[escape(one), *("" if one == other else _matrix_cell(found[one, other, metric]) for other in names)] for one in names]
-            parts += [f"<h3>{TITLES[metric]}: row less column</h3>", _table(["", *map(escape, names)], rows)]
+            parts += [f"<h3>{TITLES[metric]}: row less column</h3>", _table(["", *map(escape, names)], rows, kind="wrapped")]
     tests_made = len(COMPARED) * len(names) * (len(names) - 1) // 2
     parts.append(
         f'<p class="faint">Paired bootstrap: both bundles are scored on the same draws of {evaluation.drawn}. Shaded: p below'
@@ -279,22 +298,15 @@ def _note(text: str) -> str:
     return f'<div class="note">{escape(text)}</div>'
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML already."""
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Cells are HTML already; of `kind` wrapped, long heads take several lines."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _named(scores: BundleScores) -> str:
     return escape(scores.counts.name)
-
-
-def _score(score: Score, best: bool) -> str:
-    if math.isnan(score.value):
-        return "none"
-    ends = f"<small>{score.low:.3f} to {score.high:.3f}</small>" if math.isfinite(score.low) else ""
-    return f'<span class="{"best" if best else ""}">{score.value:.3f}</span>{ends}'
 
 
 def _bar(score: Score) -> Bar:

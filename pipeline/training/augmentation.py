@@ -39,7 +39,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("rotate", 0 <= self.rotate <= 180),
-            ("scale", 0.1 <= self.scale[0] <= self.scale[1] <= 10),
+            ("scale", len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[-1] <= 10),
             ("brightness", 0 <= self.brightness <= 10),
             ("contrast", 0 <= self.contrast <= 10),
             ("blur", 0 <= self.blur <= 1),

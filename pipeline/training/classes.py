@@ -49,14 +49,18 @@ class ClassTable:
         return next((item.entry.id for item in self.classes if item.elsewhere), IGNORE)
 
     def ids_of(self, values: Iterable[Value], place: str) -> np.ndarray:
-        """The class id of each value, uint8. Raises Refused, naming `place`, for values that the table does not have."""
-        known = dict.fromkeys(self.ignored, IGNORE) | {value: item.entry.id for item in self.classes for value in item.values}
+        """The class id of each value, uint8; 255 for an ignored one, even if a class lists it.
+
+        Raises Refused, naming `place`, for values that the table does not have.
+        """
+        known = {value: item.entry.id for item in self.classes for value in item.values} | dict.fromkeys(self.ignored, IGNORE)
         asked = list(values)
         unknown = [value for value in asked if value not in known]
         if unknown:
             raise Refused(
-                f"{place}: {'holds the colours' if self.coloured else 'holds'} {self._shown(unknown)}, which the class table does not have;"
-                f' it has {self._shown(known)}: correct --classes, or list them under a class with "ignored", or in --ignore'
+                f"{place}: holds {self._called(unknown)}{self._shown(unknown)}, which the class table does not have;"
+                f" it has {self._called(known)}{self._shown(known)}:"
+                ' correct --classes, or list them under a class with "ignored", or in --ignore'
             )
         return np.array([known[value] for value in asked], np.uint8)
 
@@ -67,9 +71,17 @@ class ClassTable:
         ids_HW[valid_HW] = self.ids_of(found.astype(np.int64).tolist(), place)[where]
         return ids_HW
 
+    def _called(self, values: Iterable[Value]) -> str:
+        return "the colours " if self.coloured and all(isinstance(value, int) for value in values) else ""
+
     def _shown(self, values: Iterable[Value]) -> str:
-        listed = [colour_name(value) if self.coloured and isinstance(value, int) else str(value) for value in values]
+        listed = [colour_name(value) if self.coloured and isinstance(value, int) else repr(value) for value in values]
         return ", ".join(listed[:MOST_NAMED]) + (f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else "")
+
+
+def colour_value(text: str) -> int:
+    """#RRGGBB as 0xRRGGBB; any other text as the number that it is. Raises ValueError."""
+    return int(text[1:], 16) if COLOUR.fullmatch(text) else int(text)
 
 
 def colour_name(value: int) -> str:
@@ -81,8 +93,8 @@ def read_classes(path: Path, ignored: Sequence[int] = ()) -> ClassTable:
     """Read a class table: a JSON list of {"name", "color", "values": [...]}, in the order of the class ids.
 
     `values` are a label raster's integers, or colours "#RRGGBB" of it, or what a polygon's column says; without them the
-    class's own `color` is its colour in the labels. An entry with `"elsewhere": true` is also what lies in no polygon. An
-    `id`, where given, must be the place in that order. An entry with "ignored": "why" makes no class; its values are
+    class's own `color` is its colour in the labels. An entry with `"elsewhere": true` is also what lies in no polygon, and
+    needs no values. An `id`, where given, must be the place in that order. An entry with "ignored": "why" makes no class; its values are
     ignored, like `ignored`. {"classes": [...]} with `title` for `name` is read too. Raises Refused, naming the entry, for
     what is no such table.
     """
@@ -93,11 +105,11 @@ def read_classes(path: Path, ignored: Sequence[int] = ()) -> ClassTable:
         table = table.get("classes")
     if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
         raise Refused(f"{path}: must be a JSON list of classes, each with name, color and values")
-    learnt = [entry for entry in table if "ignored" not in entry]
+    learnt = [entry for entry in table if not entry.get("ignored")]
     classes = tuple(_label_class(path, number, entry) for number, entry in enumerate(learnt))
     if not 2 <= len(classes) <= NODATA:
         raise Refused(f"{path}: lists {len(classes)} classes to learn; needs 2 to {NODATA}")
-    dropped = tuple(value for entry in table if "ignored" in entry for value in _values(path, entry))
+    dropped = tuple(value for entry in table if entry.get("ignored") for value in _values(path, entry))
     named: list[tuple[str, list[Any]]] = [
         ("the name", [item.entry.name for item in classes]),
         ("the value", [value for item in classes for value in item.values] + list(dropped)),
@@ -107,7 +119,7 @@ def read_classes(path: Path, ignored: Sequence[int] = ()) -> ClassTable:
         twice = next((thing for thing in things if things.count(thing) > 1), None)
         if twice is not None:
             raise Refused(f"{path}: {what} {twice!r} is there more than once")
-    coloured = {_coloured(entry) for entry in table if entry.get("values", True)}
+    coloured = {_coloured(entry) for entry in table if _listed(entry)}
     if len(coloured) > 1:
         raise Refused(f"{path}: some classes are told by colours, others by values: write all in one way")
     return ClassTable(classes, (*dropped, *ignored), coloured.pop())
@@ -115,6 +127,10 @@ def read_classes(path: Path, ignored: Sequence[int] = ()) -> ClassTable:
 
 def _coloured(entry: dict[str, Any]) -> bool:
     return "values" not in entry or any(isinstance(value, str) and COLOUR.fullmatch(value) for value in entry["values"])
+
+
+def _listed(entry: dict[str, Any]) -> Any:
+    return entry.get("values", [] if entry.get("elsewhere") else [entry.get("color")])
 
 
 def _label_class(path: Path, number: int, entry: dict[str, Any]) -> LabelClass:
@@ -130,7 +146,7 @@ def _label_class(path: Path, number: int, entry: dict[str, Any]) -> LabelClass:
 
 def _values(path: Path, entry: dict[str, Any]) -> tuple[Value, ...]:
     """The values of an entry; colours as numbers."""
-    values = entry.get("values", [entry.get("color")])
+    values = _listed(entry)
     if not isinstance(values, list) or not all(type(value) in (int, str) for value in values) or not (values or entry.get("elsewhere")):
         name = entry.get("name", entry.get("title"))
         raise Refused(f"{path}: class {name} has values {values!r}; list the label raster's integers or colours that belong to it")

@@ -53,6 +53,7 @@ class LabelledScene:
     scene: Scene
     labels: RasterLabels | PolygonLabels
     table: ClassTable
+    bands: tuple[Band, ...]  # of the image, as they were asked for
     areas: tuple[Window, ...]
     excluded: tuple[Window, ...] = ()
 
@@ -93,16 +94,16 @@ class LabelledScene:
 
 
 def open_labelled(
-    data: str, *, labels: str | None = None, classes: str | ClassTable | None = None, bands: Sequence[Band | str] | None = None,
-    class_column: str | None = None, ignored: Sequence[int] = (),
+    data: str | Sequence[str], *, labels: str | None = None, classes: str | ClassTable | None = None,
+    bands: Sequence[Band | str] | None = None, class_column: str | None = None, ignored: Sequence[int] = (),
 ) -> list[LabelledScene]:  # fmt: skip
-    """Open what `data` names (`find_pairs` says in which ways) as labelled scenes.
+    """Open what one or several sources name (`find_pairs` says in which ways) as labelled scenes.
 
     `bands` are those to read, by name or as a model has them; without them all that the first image has. Without
     `classes`, a file or a table, every value or colour of the labels is a class. Raises Refused for what does not open
     or does not fit together.
     """
-    pairs = find_pairs(data, labels)
+    pairs = [pair for place in ([data] if isinstance(data, str) else data) for pair in find_pairs(place, labels)]
     first = replace(pairs[0].image, assets=tuple(_named(asset, pairs[0].image) for asset in pairs[0].image.assets))
     chosen = _choose(first, bands)
     opened = []
@@ -113,8 +114,8 @@ def open_labelled(
         classes = read_classes(storage.local_path(classes), ignored)
     if classes is None:
         values = set().union(*(found.values() for _, _, _, found in opened))
-        classes = table_of(values, opened[0][3].coloured, ignored, f"{data}")
-    return [LabelledScene(pair.name, source, scene, found, classes, (scene.grid.window,)) for pair, source, scene, found in opened]
+        classes = table_of(values, opened[0][3].coloured, ignored, str(opened[0][3].place))
+    return [LabelledScene(pair.name, source, scene, found, classes, chosen, (scene.grid.window,)) for pair, source, scene, found in opened]
 
 
 def _named(asset: Asset, source: Source) -> Asset:

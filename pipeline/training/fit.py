@@ -143,7 +143,7 @@ def fit(training: Training, device: torch.device, hooks: Hooks = Quiet()) -> dic
     scores = {NETWORK: tested, **baselines(training, tested, device)} if tested else {}
     if rank():
         return None
-    halo, tried = auto_halo(training, best)
+    halo, tried = auto_halo(best, largest_image(training), reach)
     metrics = describe_scores(training, scores, validation, tried)
     seconds = said["seconds"] + time.monotonic() - began
     said |= {"best_epoch": asdict(best_epoch(trainer.epochs)), "epochs": len(trainer.epochs), "seconds": round(seconds, 1)}
@@ -174,21 +174,24 @@ def examples(training: Training, network: nn.Module, most: int = 6) -> list[Exam
     return shown
 
 
-def auto_halo(training: Training, network: nn.Module) -> tuple[int | None, dict[int, float]]:
-    """What `--halo auto` means for a network, measured on a megapixel of normalised training data.
+def auto_halo(network: nn.Module, image_CHW: torch.Tensor, reach: Reach) -> tuple[int | None, dict[int, float]]:
+    """What `--halo auto` means for a network, measured on a megapixel of its normalised training data.
 
     Returns the halo in px and the share of changed pixels at each halo that was tried; None and nothing for a network
     that is never exact.
     """
-    reach = training.reach
     if reach.exact_halo is None:
         return None, {}
-    largest = max(training.split.train, key=lambda item: item.scene.grid.window.pixels)
-    grid = largest.scene.grid
-    side = ceil_to(MEGAPIXEL_SIDE, reach.stride)
-    window = Window(0, 0, min(side, grid.height), min(max(side, -(-MEGAPIXEL // min(side, grid.height))), grid.width))
-    pixels_CHW = megapixel(largest.read(window).normalised(training.statistics.bands), reach.stride).numpy()
+    pixels_CHW = megapixel(image_CHW, reach.stride).numpy()
     return measure_halo(lambda tile_CHW: classify(network, torch.from_numpy(tile_CHW), reach), pixels_CHW, reach)
+
+
+def largest_image(training: Training) -> torch.Tensor:
+    """The upper rows of the largest training image, normalised, fp32 C x H x W: a megapixel or all of it."""
+    item = max(training.split.train, key=lambda item: item.scene.grid.window.pixels)
+    grid = item.scene.grid
+    rows = min(grid.height, -(-MEGAPIXEL // min(grid.width, MEGAPIXEL)) + training.reach.stride)
+    return item.read(Window(0, 0, rows, min(grid.width, MEGAPIXEL))).normalised(training.statistics.bands)
 
 
 def megapixel(image_CHW: torch.Tensor, stride: int) -> torch.Tensor:

@@ -14,10 +14,12 @@ import numpy as np
 import rasterio.features
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
-from shapely import box
+from rasterio.warp import transform_bounds
+from shapely import box, get_parts, make_valid, union_all
+from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import Window
+from pipeline.geometry.windows import Window, shards
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import RASTER_SUFFIXES, Asset, BandEntry, Source
 from pipeline.imagery.raster import Grid, Scene, open_dataset, open_scene
@@ -26,6 +28,8 @@ from pipeline.training.classes import IGNORE, ClassTable, Value
 
 LABELS = ("labels", "labels green", "labels blue")  # what the bands of a mask are called beside the image's
 READERS_OPEN = 64
+PIECE = 1024  # px: the windows in which a mask is looked through
+LARGEST_EXACT = 2**24  # up to which float32, as which a mask may be read, has every whole number
 
 
 @lru_cache(READERS_OPEN)
@@ -58,8 +62,7 @@ class RasterLabels(NamedTuple):
     def values(self) -> set[Value]:
         """The values, or colours, that it holds anywhere."""
         grid, found = self.scene.grid, set()
-        for row in range(0, grid.height, 1024):
-            window = Window(row, 0, min(1024, grid.height - row), grid.width)
+        for window in shards(grid.window, PIECE):
             values_HW, valid_HW = self._values(window, self.coloured)
             found |= set(np.unique(values_HW[valid_HW]).tolist())
         return found
@@ -73,6 +76,9 @@ class RasterLabels(NamedTuple):
                 raise Refused(f"{self.place}: is a mask in colours; the class table lists values: write colours (#RRGGBB) in --classes")
             return red << 16 | green << 8 | blue, valid_HW
         values_HW = values_CHW[0].astype(np.int64)
+        if (values_HW != values_CHW[0]).any() or (values_CHW.dtype.kind == "f" and np.abs(values_HW).max(initial=0) > LARGEST_EXACT):
+            odd = values_CHW[0].ravel()[np.argmax((values_HW != values_CHW[0]) | (np.abs(values_HW) > LARGEST_EXACT))]
+            raise Refused(f"{self.place}: holds {odd:.10g}: labels are whole numbers up to {LARGEST_EXACT}")
         if coloured:
             if self.palette is None:
                 raise Refused(f"{self.place}: is a mask of values, not of colours: list the values of each class in --classes")
@@ -138,17 +144,18 @@ def open_labels(
 
 
 def _label_bands(dataset: DatasetReader) -> int:
-    colours = sum(use != ColorInterp.alpha for use in dataset.colorinterp)
-    if any(np.dtype(dtype).kind not in "ui" for dtype in dataset.dtypes[:1]) and dataset.dtypes[0] not in ("float32", "float64"):
-        raise Refused(f"{dataset.name}: holds {dataset.dtypes[0]}: labels are whole numbers")
-    return len(LABELS) if colours == len(LABELS) and dataset.dtypes[0] == "uint8" else 1
+    count = sum(use != ColorInterp.alpha for use in dataset.colorinterp)
+    if count != 1 and (count, dataset.dtypes[0]) != (len(LABELS), "uint8"):
+        raise Refused(f"{dataset.name}: has {count} bands of {dataset.dtypes[0]}: labels are one band of values, or three of uint8 colours")
+    return count
 
 
 def _palette(dataset: DatasetReader) -> tuple[int, ...] | None:
     if dataset.colorinterp[0] != ColorInterp.palette:
         return None
     colours = dataset.colormap(1)
-    return tuple((red << 16) | (green << 8) | blue for red, green, blue, _ in (colours.get(index, (0, 0, 0, 0)) for index in range(256)))
+    listed = (colours.get(index, (0, 0, 0, 0)) for index in range(np.iinfo(dataset.dtypes[0]).max + 1))
+    return tuple(red << 16 | green << 8 | blue for red, green, blue, _ in listed)
 
 
 def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabels:
@@ -156,6 +163,10 @@ def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabe
         shapes = geopandas.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file(path)
     except Exception as error:  # of pyogrio, pyarrow and GDAL, which share no base
         raise Refused(f"{path}: cannot be read as a raster or as polygons ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(shapes, geopandas.GeoDataFrame):
+        raise Refused(f"{path}: is a table without polygons")
+    if shapes.empty:
+        raise Refused(f"{path}: holds no polygons")
     if scene.grid.rasterio_crs is None or shapes.crs is None:
         raise Refused(f"{path}: polygons and scene must both have a CRS; {scene.uri if shapes.crs else path} has none")
     columns = [name for name in shapes.columns if name != shapes.geometry.name]
@@ -164,14 +175,37 @@ def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabe
     if class_column not in columns:
         asked = f"no column {class_column}" if class_column else "no column called class"
         raise Refused(f"{path}: {asked}; there are {', '.join(columns)}: name one with --class-column")
-    told = shapes[shapes.geometry.notna() & ~shapes.geometry.is_empty & shapes[class_column].notna()].to_crs(
-        scene.grid.rasterio_crs.to_wkt()
-    )
-    broken = ~told.geometry.is_valid
-    if broken.any():
-        told.loc[broken, told.geometry.name] = told.geometry[broken].make_valid()
+    told = shapes[shapes.geometry.notna() & ~shapes.geometry.is_empty & shapes[class_column].notna()]
+    drawn = _on_grid(told.geometry, scene.grid)
     values = [_value(value) for value in told[class_column]]
-    return PolygonLabels(str(path), scene.grid, geopandas.GeoDataFrame({"value": values}, geometry=list(told.geometry)))
+    found = geopandas.GeoDataFrame({"value": values}, geometry=[_polygonal(shape) for shape in drawn])
+    found = found[~found.geometry.is_empty].reset_index(drop=True)
+    if found.empty:
+        raise Refused(f"{path}: holds no polygons with a class in {class_column}")
+    return PolygonLabels(str(path), scene.grid, found)
+
+
+def _on_grid(shapes: geopandas.GeoSeries, grid: Grid) -> list[BaseGeometry]:
+    """Shapes in the CRS of the grid. One that reaches beyond where that CRS is defined is first cut to the grid's surroundings."""
+    crs = grid.rasterio_crs
+    assert crs is not None
+    placed = shapes.to_crs(crs.to_wkt())
+    lost = ~np.isfinite(placed.bounds).all(axis=1)
+    if lost.any():
+        corners = [grid.affine * corner for corner in _corners(grid.window)]
+        (west, east), (south, north) = ((min(axis), max(axis)) for axis in zip(*corners, strict=True))
+        around = box(*transform_bounds(crs, shapes.crs.to_wkt(), west, south, east, north))
+        around = around.buffer(max(around.bounds[2] - around.bounds[0], around.bounds[3] - around.bounds[1]), join_style="mitre")
+        placed[lost] = shapes[lost].make_valid().intersection(around).to_crs(crs.to_wkt())
+    return list(placed)
+
+
+def _polygonal(shape: BaseGeometry) -> BaseGeometry:
+    """The polygons of a shape, made valid; empty where it has none."""
+    valid = shape if shape.is_valid else make_valid(shape)
+    if valid.geom_type in ("Polygon", "MultiPolygon"):
+        return valid
+    return union_all([part for part in get_parts(get_parts(valid)) if part.geom_type == "Polygon"])
 
 
 def _value(value: Any) -> Value:

@@ -13,7 +13,7 @@ from pipeline.imagery import storage
 from pipeline.training.classes import IGNORE, ClassTable
 
 LONGEST = 300  # px: of one picture on a sheet
-MARGIN, LINE = 12, 24
+MARGIN, GAP, LINE, LEGEND, WIDEST = 16, 4, 24, 180, 1400  # px
 PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
 OVER = 0.55  # how much of a mask's colour covers the image
 STRETCH = 2.0  # standard deviations of a band that are shown, to either side of its mean
@@ -28,27 +28,28 @@ class Example(NamedTuple):
     predicted_HW: np.ndarray | None = None
 
 
-def draw_samples(target: Path, examples: Sequence[Example], table: ClassTable, shown: Sequence[int] | None = None) -> None:
-    """Write a PNG sheet: for each example the image, the labels over it and the prediction over it, and a legend."""
-    across = 3 if any(item.predicted_HW is not None for item in examples) else 2
-    rows = [_row(item, table, shown) for item in examples]
-    width = max(sum(picture.width + MARGIN for picture in row) + MARGIN for row in rows)
-    heights = [row[0].height + LINE for row in rows]
-    legend = LINE * -(-len(table.classes) // max(1, width // 180))
-    page = Image.new("RGB", (max(width, 480), sum(heights) + len(rows) * MARGIN + LINE + legend + MARGIN), PAPER)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
-    titles = ("image", "labels", "prediction")[:across]
-    draw.text((MARGIN, 4), ", ".join(titles), fill=FAINT, font=font)
-    top = LINE
-    for item, row, height in zip(examples, rows, heights, strict=True):
-        draw.text((MARGIN, top), item.name[-60:], fill=INK, font=font)
-        left = MARGIN
+def draw_samples(target: Path, examples: Sequence[Example], table: ClassTable) -> None:
+    """Write a PNG sheet: of each example the image, the labels over it and the prediction over it; and a legend."""
+    rows, font = [_pictures(item, table) for item in examples], ImageFont.load_default(14)
+    cell = max(sum(picture.width + GAP for picture in row) for row in rows) + MARGIN
+    tall = max(row[0].height for row in rows) + LINE + MARGIN
+    across = min(len(rows), max(1, WIDEST // cell))
+    width = max(across * cell + MARGIN, 480)
+    named = max(1, width // LEGEND)
+    height = LINE + -(-len(rows) // across) * tall + LINE * -(-len(table.classes) // named) + MARGIN
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    titles = "image, labels, prediction" if any(item.predicted_HW is not None for item in examples) else "image, labels"
+    draw.text((MARGIN, 4), f"{titles}; grey: ignored", fill=FAINT, font=font)
+    for number, (item, row) in enumerate(zip(examples, rows, strict=True)):
+        left, top = MARGIN + number % across * cell, LINE + number // across * tall
+        draw.text((left, top), item.name[-cell // 8 :], fill=INK, font=font)
         for picture in row:
             page.paste(picture, (left, top + LINE - 4))
-            left += picture.width + MARGIN
-        top += height + MARGIN
+            left += picture.width + GAP
+    top = height - MARGIN - LINE * -(-len(table.classes) // named)
     for number, label in enumerate(table.classes):
-        left, line = MARGIN + number % max(1, width // 180) * 180, top + number // max(1, width // 180) * LINE
+        left, line = MARGIN + number % named * LEGEND, top + number // named * LINE
         draw.rectangle((left, line + 3, left + 14, line + 17), fill=label.entry.color, outline=FAINT)
         draw.text((left + 20, line), label.entry.name[:20], fill=INK, font=font)
     temporary = storage.temporary(target.parent, target.name)
@@ -56,14 +57,21 @@ def draw_samples(target: Path, examples: Sequence[Example], table: ClassTable, s
     storage.publish(temporary, target)
 
 
-def _row(item: Example, table: ClassTable, shown: Sequence[int] | None) -> list[Image.Image]:
-    bands = shown or ((0, 1, 2) if len(item.image_CHW) >= 3 else (0, 0, 0))
-    rgb_HWC = np.clip((item.image_CHW[list(bands)] / STRETCH + 1) * 127.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    layers = [rgb_HWC, *(over(rgb_HWC, ids_HW, table) for ids_HW in (item.labels_HW, item.predicted_HW) if ids_HW is not None)]
+def _rgb(item: Example) -> np.ndarray:
+    bands = (0, 1, 2) if len(item.image_CHW) >= 3 else (0, 0, 0)
+    return np.clip((item.image_CHW[list(bands)] / STRETCH + 1) * 127.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def _pictures(item: Example, table: ClassTable) -> list[Image.Image]:
+    layers = [over(_rgb(item), ids_HW, table) for ids_HW in (item.labels_HW, item.predicted_HW) if ids_HW is not None]
+    return [_sized(layer) for layer in (_rgb(item), *layers)]
+
+
+def _sized(rgb_HWC: np.ndarray) -> Image.Image:
     height, width = rgb_HWC.shape[:2]
     scale = LONGEST / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return [Image.fromarray(layer).resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR) for layer in layers]
+    return Image.fromarray(rgb_HWC).resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
 
 
 def over(rgb_HWC: np.ndarray, ids_HW: np.ndarray, table: ClassTable) -> np.ndarray:

@@ -88,7 +88,7 @@ def _folders(path: Path) -> list[tuple[Path, Path]]:
         found += [(images[0], masks[0])] if images and masks else []
     if not found:
         raise Refused(
-            f"{path}: holds no folders of images and masks side by side (such as images/ and masks/): name the folder of masks with --labels"
+            f"{path}: holds no folders of images and masks side by side (images/, masks/): name the folder of masks with --labels"
         )
     return found
 

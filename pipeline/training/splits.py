@@ -61,6 +61,8 @@ def split(
     """
     held = {"--validation": validation, "--test": test}
     check_apart([("--data", as_pairs(scenes)), *((called, as_pairs(one.scenes)) for called, one in held.items())])
+    if block is not None and block < 1:
+        raise Refused(f"--block {block}: must be 1 px or more")
     if validation.share + test.share >= 1:
         raise Refused(f"--validation {validation.share:g} and --test {test.share:g}: leave something to train on")
     shares = [one.share for one in held.values()]
@@ -111,7 +113,7 @@ def _by_files(scenes: list[LabelledScene], shares: Sequence[float], seed: int) -
     order = np.random.default_rng(seed).permutation(len(scenes)).tolist()
     drawn = []
     for share in shares:
-        count = math.ceil(share * len(scenes))
+        count = _ceil(share * len(scenes))
         drawn.append([scenes[number] for number in sorted(order[:count])])
         order = order[count:]
     return [scenes[number] for number in sorted(order)], drawn

@@ -64,6 +64,18 @@ def measure(scenes: Sequence[LabelledScene], bands: Sequence[Band], seed: int = 
     return Statistics(_measured(bands, parts), counts_SK, tuple(part.positions for part in parts))
 
 
+def count_labels(scenes: Sequence[LabelledScene]) -> np.ndarray:
+    """Pixels of each class in the scenes' areas, int64 K. Raises Refused for label values that the class table does not have."""
+    classes = len(scenes[0].classes)
+
+    def count(item: LabelledScene) -> np.ndarray:
+        pieces = (item.read_labels(window) for window in item.pieces())
+        return np.sum([np.bincount(ids_HW.ravel(), minlength=256)[:classes] for ids_HW in pieces], axis=0)
+
+    with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:
+        return np.sum(list(pool.map(count, scenes)), axis=0)
+
+
 def _look(item: LabelledScene, seed: Sequence[int], *, classes: int, values_kept: int, positions_kept: int) -> _Part:
     random = np.random.default_rng(seed)
     pieces = item.pieces()

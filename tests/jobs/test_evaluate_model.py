@@ -31,7 +31,9 @@ def bundles(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def words(bundles: list[Path], tmp_path: Path) -> list[str]:
     """A command that scores both bundles on a scene of which a twentieth is ignored."""
-    scene = write_scene(tmp_path / "scene.tif", smooth_noise(1, (3, 140, 200)), descriptions=["band_1", "band_2", "band_3"])
+    scene = write_scene(
+        tmp_path / "scene.tif", smooth_noise(1, (3, 140, 200)), compress="deflate", descriptions=["band_1", "band_2", "band_3"]
+    )
     labels_HW = (smooth_noise(2, (1, 140, 200))[0] // 90 + 10).astype(np.uint8)
     labels_HW[np.random.default_rng(0).random(labels_HW.shape) < 0.05] = 99
     labels = write_scene(tmp_path / "labels.tif", labels_HW[None])
@@ -162,8 +164,12 @@ def test_a_damaged_scene_costs_only_itself_and_the_exit_code_says_so(
         for folder, source in (("images", "--data"), ("masks", "--labels")):
             (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(words[words.index(source) + 1], tmp_path / "set" / folder / f"{name}.tif")
-    with open(tmp_path / "set" / "images" / "bad.tif", "r+b") as file:
-        file.truncate(40_000)
+    bad = tmp_path / "set" / "images" / "bad.tif"
+    with rasterio.open(bad) as dataset:
+        block = int(dataset.get_tag_item("BLOCK_OFFSET_0_3", "TIFF", bidx=1))
+    with open(bad, "r+b") as file:
+        file.seek(block)
+        file.write(bytes(2_000))
     place = words.index("--labels")
     words[words.index("--data") + 1] = str(tmp_path / "set")
     assert main(words[:place] + words[place + 2 :]) == 3

@@ -20,7 +20,9 @@ from jobs import train_model
 from jobs.train_model import main
 from pipeline.models.bundle import load_bundle
 from pipeline.models.engine import Engine, Execution
-from tests.toys import PROJECT, SHARED, smooth_noise, write_scene
+from tests.processes import job_command, run
+from tests.toys import PROJECT, SHARED
+from tests.training.labelled import write_pair
 
 CLASSES = [{"name": "dark", "color": "#000000", "values": [0]}, {"name": "bright", "color": "#FFFFFF", "values": [1, 2]}]
 ZION, MODEL = PROJECT / "jobs" / "demo" / "zion", PROJECT / "jobs" / "demo" / "model"
@@ -28,15 +30,13 @@ ZION, MODEL = PROJECT / "jobs" / "demo" / "zion", PROJECT / "jobs" / "demo" / "m
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """A command that trains in a second."""
-    values_CHW = smooth_noise(1, (2, 64, 160))
-    labels_HW = (values_CHW > 128).sum(axis=0).astype(np.uint8)
-    scene, labels = write_scene(tmp_path / "scene.tif", values_CHW), write_scene(tmp_path / "labels.tif", labels_HW[None])
+    """A command that trains in a second, once Ray is up."""
+    write_pair(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
     return (
-        f"--architecture unet --argument width=2 --argument depth=1 --data {scene} --labels {labels} --classes {tmp_path / 'classes.json'}"
-        f" --validation-columns 90:110 --test-columns 130:160 --epochs 2 --batch 2 --window 16 --licence data=CC0-1.0"
-        f" --output {tmp_path / 'bundle'}"
+        f"--architecture unet --argument width=2 --argument depth=1 --data {tmp_path / 'scene.tif'} --labels {tmp_path / 'labels.tif'}"
+        f" --classes {tmp_path / 'classes.json'} --validation 90:110 --test 130:160 --epochs 2 --batch 2 --window 16"
+        f" --licence data=CC0-1.0 --output {tmp_path / 'bundle'}"
     ).split()
 
 
@@ -45,19 +45,34 @@ def without(words: list[str], option: str) -> list[str]:
     return words[:place] + words[place + 2 :]
 
 
-def test_it_trains_compares_and_writes_a_bundle(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 0
+def test_it_trains_compares_and_writes_a_bundle(words: list[str], tmp_path: Path) -> None:
+    done = run(job_command("train_model", *words))
+    assert done.returncode == 0, done.stderr
     bundle = load_bundle(tmp_path / "bundle")
     Engine(bundle, "cpu", Execution())
     assert bundle.provenance["command"] == f"python jobs/train_model.py {' '.join(words)}"
     assert (bundle.arguments, bundle.licences) == ({"width": 2, "depth": 1}, {"data": "CC0-1.0"})
-    printed = capsys.readouterr().out
-    table = {tuple(line.split()[:-3]): line.split()[-3:] for line in printed.splitlines()}
+    table = {tuple(line.split()[:-3]): line.split()[-3:] for line in done.stdout.splitlines()}
     assert table[()] == ["network", "logistic_regression", "majority_class"]
     test = bundle.metrics["test"].values()
     assert table["overall", "accuracy"] == [f"{scores['accuracy']:.3f}" for scores in test]
     assert table["IoU", "bright"] == [f"{scores['iou']['bright']:.3f}" for scores in test]
-    assert f"halo {bundle.halo} px (exact {bundle.reach.exact_halo} px)" in printed
+    assert f"halo {bundle.halo} px (exact {bundle.reach.exact_halo} px)" in done.stdout
+    assert {"epochs.csv", "curves.png", "samples.png", "tensorboard", "run.json"} == {
+        path.name for path in (tmp_path / "bundle.run").iterdir()
+    }
+
+
+def test_check_shows_what_would_be_trained_on_and_trains_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_model, "run_training", lambda *_: pytest.fail("it trained"))
+    assert main([*words, "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "images: 1 train, 1 validation, 1 test (columns, 8 px apart)" in printed
+    assert "classes: dark " in printed and "stride 2 px, exact halo 8 px" in printed
+    assert {path.name for path in (tmp_path / "bundle.run").iterdir()} == {"labels.png", "windows.png"}
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_that_is_there_is_refused_before_training(
@@ -65,7 +80,7 @@ def test_a_bundle_that_is_there_is_refused_before_training(
 ) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "model.json").write_text("{}")
-    monkeypatch.setattr(train_model, "fit", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(train_model, "run_training", lambda *_: pytest.fail("it trained"))
     assert main(words) == 2
     assert "holds a bundle already" in capsys.readouterr().err
     assert (tmp_path / "bundle" / "model.json").read_text() == "{}"
@@ -81,17 +96,24 @@ def test_a_bundle_that_is_there_is_refused_before_training(
         (["--architecture", "identity", "--argument", "width=3"], "does not take these arguments"),
         (["--argument", "colour=3"], "does not take these arguments"),
         (["--bands", "swir"], "has no band swir; there are band_1, band_2"),
-        (["--test-columns", "130:161"], "the scene has columns 0:160"),
-        (["--train-columns", "0:89"], "the network's halo"),
-        (["--window", "128"], "choose a smaller --window"),
+        (["--test", "130:161"], "the scene has columns 0:160"),
+        (["--test", "100:160"], "overlap"),
+        (["--validation", "0:80", "--test", "80:160"], "away from the held-out ones"),
+        (["--validation", "2"], "a share to hold out is 0 or more and below 1"),
+        (["--validation", "0"], "nothing is held out to choose the best epoch by"),
+        (["--window", "15"], "must be a multiple of the network's stride, 2 px"),
         (["--learning-rate", "-1"], "--learning-rate -1.0: out of range"),
+        (["--loss", "hinge"], "--loss hinge: combine cross_entropy, focal, dice"),
+        (["--augment", "twist"], "--augment twist"),
+        (["--class-weights", "1,2,3"], "--class-weights has 3 numbers; there are 2 classes"),
         (["--output", "s3://bucket/bundle"], "s3:// is not supported yet"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    words: list[str], change: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], change: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train_model, "run_training", lambda *_: pytest.fail("it trained"))
     before = sorted(tmp_path.rglob("*"))
     assert main(words + change) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -99,13 +121,32 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("option", ["--data", "--labels", "--classes", "--test-columns", "--validation-columns"])
-def test_what_training_needs_is_named(words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(without(words, option)) == 2
-    assert f"training needs {option} too" in capsys.readouterr().err
+def test_a_label_that_no_class_has_is_refused_in_every_set(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for column in (10, 100, 140):  # of training, validation and test
+        write_pair(tmp_path)
+        with rasterio.open(tmp_path / "labels.tif", "r+") as dataset:
+            values = dataset.read()
+            values[0, 5, column] = 77
+            dataset.write(values)
+        assert main([*words, "--check"]) == 2
+        assert f"{tmp_path / 'labels.tif'}: holds 77, which the class table does not have" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bad", [["--output", "x"], ["--architecture", "unet"], ["--test-columns", "12"], ["--argument", "width"]])
+def test_more_workers_than_cores_are_refused(words: list[str]) -> None:
+    done = run(job_command("train_model", *words, "--workers", 99))
+    assert done.returncode == 2 and "--workers 99" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--data", "--output", "--architecture"])
+def test_what_is_needed_is_named(words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(without(words, option))
+    assert stopped.value.code == 2 and f"{option} is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "bad", [["--output", "x"], ["--architecture", "unet"], ["--window", "1x2x3"], ["--argument", "width"], ["--workers", "0"]]
+)
 def test_bad_usage_exits_with_2(bad: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(bad)

@@ -82,8 +82,16 @@ def test_gradients_are_torchs_own():
     torch.testing.assert_close(ours, batch_BCHW.grad)
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("compiled", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")])
-def test_every_engine_runs_it(make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str):
+def test_pooling_and_unpooling_compile():
+    if lack := missing("compiled", "cpu"):
+        pytest.skip(lack)
+    batch_BCHW = torch.randn(2, 5, 8, 12).bfloat16()
+    compiled = torch.compile(lambda batch_BCHW: unpool(*pool_with_places(batch_BCHW)), fullgraph=True)
+    assert torch.equal(compiled(batch_BCHW), unpool(*pool_with_places(batch_BCHW)))
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("openvino", "fp32"), ("openvino", "bf16")])
+def test_openvino_runs_it(make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str):
     """Against PyTorch as it is in the same precision: rounding alone moves the indices of 10 % of these random classes."""
     if lack := missing(engine, "cpu"):
         pytest.skip(lack)

@@ -1,8 +1,11 @@
-"""The epoch loop: it learns, keeps the best epoch, follows from its seed, and sees nothing but its block."""
+"""The epoch loop: it learns, keeps the best epoch, follows from its seed, and goes on where it stopped."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,109 +13,194 @@ import torch
 from torch import nn
 
 from pipeline.errors import Refused
+from pipeline.models.metrics import Scores
 from pipeline.models.networks import build_network
-from pipeline.training.loop import Epoch, Recipe, best_epoch, class_weights, train
+from pipeline.training.fit import Training
+from pipeline.training.loop import Recipe, Trainer, best_epoch, rate
+from pipeline.training.validation import score
+from tests.training.labelled import RECIPE, training, write_pair
 
-SMALL = Recipe(epochs=4, batch=2, window=16, learning_rate=3e-2, seed=3)
-
-
-def task(seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
-    """An image of 48 px square whose class is the sign of its first band, seen through noise; a tenth is unlabelled."""
-    random = np.random.default_rng(seed)
-    image_CHW = random.normal(size=(2, 48, 48)).astype(np.float32)
-    labels_HW = (image_CHW[0] > 0).astype(np.uint8)
-    labels_HW[random.random((48, 48)) < 0.1] = 255
-    return torch.from_numpy(image_CHW), labels_HW
+CPU = torch.device("cpu")
 
 
-def fresh(seed: int = 5) -> nn.Module:
-    torch.manual_seed(seed)
-    return build_network("unet", 2, 2, width=4, depth=1, dropout=0.2)
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair(folder)
+    return training(folder, replace(RECIPE, epochs=4, learning_rate=1e-2))
 
 
-def accuracy(network: nn.Module) -> float:
-    assert not network.training
-    image_CHW, labels_HW = task()
-    with torch.inference_mode():
-        ids_HW = network(image_CHW[None])[0].argmax(0).numpy()
-    return float((ids_HW == labels_HW)[labels_HW != 255].mean())
+def trainer_of(task: Training, recipe: Recipe | None = None, **arguments: Any) -> Trainer:
+    torch.manual_seed(5)
+    network = build_network("unet", 2, 2, **(task.arguments | {"dropout": 0.2} | arguments))
+    task = replace(task, recipe=recipe or task.recipe)
+    return Trainer(network, task.draws(), task.recipe, torch.from_numpy(task.weights()), CPU)
 
 
-def test_it_learns() -> None:
-    network = fresh()
-    before = accuracy(network)
-    epochs = train(network, *task(), replace(SMALL, epochs=16), classes=2, score=accuracy)
-    assert accuracy(network) > max(0.85, before + 0.2)
-    assert [epoch.number for epoch in epochs] == list(range(1, 17))
-    assert epochs[-1].loss < epochs[0].loss
+def scoring(task: Training) -> Callable[[nn.Module], Scores]:
+    return lambda network: score(network, task.split.validation, task.statistics.bands, task.reach)
 
 
-def test_the_best_epoch_is_kept_and_of_equals_the_first() -> None:
-    scores, states = iter([0.1, 0.7, 0.7, 0.2]), []
+def given(values: Iterator[float]) -> Callable[[nn.Module], Scores]:
+    """Scores that were thought out: confusion matrices of such a mean IoU."""
 
-    def score(network: nn.Module) -> float:
-        states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return next(scores)
+    def confusion(value: float) -> np.ndarray:
+        hits = round(10_000 * value)
+        return np.array([[hits, 0], [0, 0]]) + np.array([[0, 10_000 - hits], [0, 0]])
 
-    network = fresh()
-    epochs = train(network, *task(), SMALL, classes=2, score=score)
-    assert best_epoch(epochs).number == 2
-    kept = network.state_dict()
-    assert all(torch.equal(kept[name], states[1][name]) for name in kept)
-    assert any(not torch.equal(kept[name], states[2][name]) for name in kept)
+    return lambda _: Scores(confusion(next(values)))
 
 
-def test_two_runs_with_one_seed_give_the_same_weights() -> None:
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([tensor.float().ravel() for tensor in trainer.network.state_dict().values()])
+
+
+def finish(trainer: Trainer, scored: Callable[[nn.Module], Scores]) -> Trainer:
+    while not trainer.finished:
+        trainer.run_epoch(scored)
+    return trainer
+
+
+def test_it_learns(task: Training) -> None:
+    trainer = finish(trainer_of(task, replace(task.recipe, epochs=12)), scoring(task))
+    assert trainer.epochs[-1].loss < 0.7 * trainer.epochs[0].loss
+    assert best_epoch(trainer.epochs).accuracy > 0.8
+    assert [epoch.number for epoch in trainer.epochs] == list(range(1, 13))
+
+
+def test_the_best_epoch_is_kept_and_of_equals_the_first(task: Training) -> None:
+    states, scored = [], given(iter([0.1, 0.7, 0.7, 0.2]))
+    trainer = trainer_of(task)
+    while not trainer.finished:
+        trainer.run_epoch(scored)
+        states.append({name: tensor.clone() for name, tensor in trainer.network.state_dict().items()})
+    assert best_epoch(trainer.epochs).number == 2
+    assert all(torch.equal(trainer.best[name], states[1][name]) for name in states[1])
+    assert any(not torch.equal(trainer.best[name], states[2][name]) for name in states[1])
+
+
+def test_patience_ends_it(task: Training) -> None:
+    trainer = finish(trainer_of(task, replace(task.recipe, epochs=9, patience=2)), given(iter([0.1, 0.7, 0.6, 0.5, 0.9])))
+    assert len(trainer.epochs) == 4 and best_epoch(trainer.epochs).number == 2
+
+
+def test_two_runs_with_one_seed_give_the_same_weights(task: Training) -> None:
     runs = []
     for seed in (3, 3, 4):
-        network = fresh()
+        trainer = trainer_of(task, replace(task.recipe, seed=seed, epochs=2))
         torch.manual_seed(len(runs))  # what happened before does not matter
-        train(network, *task(), Recipe(epochs=2, batch=2, window=16, seed=seed), classes=2, score=accuracy)
-        runs.append(torch.cat([tensor.float().ravel() for tensor in network.state_dict().values()]))
+        runs.append(weights(finish(trainer, scoring(task))))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
-def test_unlabelled_pixels_teach_nothing() -> None:
-    """Where every pixel of one class is unlabelled, the other is what everything becomes."""
-    image_CHW, labels_HW = task()
-    labels_HW[labels_HW == 1] = 255
-    network = fresh()
-    train(network, image_CHW, labels_HW, SMALL, classes=2, score=lambda _: 0.0)
-    with torch.inference_mode():
-        assert network(image_CHW[None]).argmax(1).float().mean() < 0.001
+@pytest.mark.parametrize("recipe", [{"optimiser": "adamw"}, {"optimiser": "sgd", "schedule": "one-cycle"}, {"ema": 0.9, "warm_up": 1.5}])
+def test_resumed_equals_uninterrupted_bit_for_bit(task: Training, recipe: dict[str, Any]) -> None:
+    asked = replace(task.recipe, **recipe)
+    whole = finish(trainer_of(task, asked), scoring(task))
+    first = trainer_of(task, asked)
+    for _ in range(2):
+        first.run_epoch(scoring(task))
+    kept = io.BytesIO()
+    torch.save(first.state(), kept)
+    kept.seek(0)
+    second = trainer_of(task, asked)
+    second.load(torch.load(kept, weights_only=True))
+    finish(second, scoring(task))
+    assert torch.equal(weights(second), weights(whole))
+    assert all(torch.equal(second.best[name], tensor) for name, tensor in whole.best.items())
+    assert [replace(epoch, seconds=0.0) for epoch in second.epochs] == [replace(epoch, seconds=0.0) for epoch in whole.epochs]
 
 
-def test_progress_is_reported() -> None:
-    seen: list[Epoch] = []
-    assert train(fresh(), *task(), Recipe(epochs=2, batch=2, window=16), classes=2, score=accuracy, report=seen.append) == seen
+def test_a_batch_in_pieces_teaches_the_same(task: Training) -> None:
+    """Without BatchNorm, whose statistics are those of a piece."""
+    runs = []
+    for pieces in (1, 2, 4):
+        trainer = trainer_of(task, replace(task.recipe, batch=4, accumulate=pieces, epochs=1, optimiser="sgd", augment="none"), dropout=0.0)
+        for module in trainer.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.forward = lambda batch_BCHW: batch_BCHW  # type: ignore[method-assign, assignment]
+        runs.append(weights(finish(trainer, scoring(task))))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(runs[0], runs[2], rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_diverges_is_refused() -> None:
-    with pytest.raises(Refused, match="choose a smaller --learning-rate"):
-        image_CHW, labels_HW = task()
-        train(fresh(), image_CHW * float("inf"), labels_HW, SMALL, classes=2, score=lambda _: 0.0)
+def test_the_average_of_the_weights_is_what_is_scored_and_kept(task: Training) -> None:
+    trainer = trainer_of(task, replace(task.recipe, ema=0.9, epochs=1))
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.run_epoch(scoring(task))
+    name = "head.weight"
+    moved = [(state[name] - before[name]).norm().item() for state in (trainer.network.state_dict(), trainer.best)]
+    assert 0 < moved[1] < moved[0]
+    assert torch.equal(trainer.best[name], trainer.result.state_dict()[name])
 
 
-@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_class_weights_are_rarity_to_a_power_and_one_on_average(balance: float) -> None:
-    labels_HW = np.repeat(np.array([0, 1, 3, 255], np.uint8), [700, 200, 100, 50]).reshape(30, 35)
-    weights = class_weights(labels_HW, 4, balance).numpy()
-    assert weights[2] == 0
-    assert (weights * [700, 200, 0, 100]).sum() == pytest.approx(1000, rel=1e-5)
-    assert weights[3] / weights[0] == pytest.approx(7**balance, rel=1e-5)
+def test_a_frozen_encoder_stays_as_it_was(task: Training) -> None:
+    trainer = trainer_of(task, replace(task.recipe, encoder_rate=0.0, epochs=1))
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.run_epoch(scoring(task))
+    encoder = set(trainer.network.encoder.state_dict())  # type: ignore[union-attr, operator]
+    after = trainer.network.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed and encoder and not [name for name in changed if name.removeprefix("encoder.") in encoder and name in encoder]
+    assert {name for name in changed if name.startswith("down.")} == set()
 
 
-def test_a_network_without_weights_is_refused() -> None:
+def test_bf16_trains_about_as_well(task: Training) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        trainer = finish(trainer_of(task, replace(task.recipe, precision=precision)), scoring(task))
+        losses.append(trainer.epochs[-1].loss)
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_steps_are_reported(task: Training) -> None:
+    seen: list[tuple[int, int, int, float]] = []
+    trainer = trainer_of(task, replace(task.recipe, epochs=1))
+    epoch = trainer.run_epoch(scoring(task), lambda *step: seen.append(step))
+    assert [step[:3] for step in seen] == [(1, number, trainer.steps) for number in range(1, trainer.steps + 1)]
+    assert np.mean([loss for *_, loss in seen]) == pytest.approx(epoch.loss)
+
+
+def test_a_loss_that_is_no_number_is_refused_with_the_windows_that_did_it(task: Training) -> None:
+    trainer = trainer_of(task)
+    with torch.no_grad():
+        trainer.network.get_parameter("head.bias").fill_(float("inf"))
+    with pytest.raises(Refused, match=r"the loss is nan in epoch 1, step 1, on scene \(row \d+, column \d+\), .*--learning-rate"):
+        trainer.run_epoch(scoring(task))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly", "one-cycle", "constant"])
+def test_learning_rates_stay_within_reason(schedule: str) -> None:
+    recipe = Recipe(epochs=10, schedule=schedule, warm_up=2.0)
+    factors = np.array([rate(step, 7, recipe) for step in range(71)])
+    assert (factors >= 0).all() and factors.max() <= 1
+    peak = factors.argmax()
+    assert (np.diff(factors[: peak + 1]) > 0).all() and (np.diff(factors[peak:]) <= 1e-12).all()
+    assert factors[-1] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=1e-9)
+
+
+def test_one_cycle_is_torchs() -> None:
+    recipe = Recipe(epochs=5, schedule="one-cycle")
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.0, total_steps=100, cycle_momentum=False)
+    for step in range(99):
+        assert rate(step, 20, recipe) == pytest.approx(theirs.get_last_lr()[0], abs=0.03)
+        optimiser.step()
+        theirs.step()
+
+
+def test_a_network_without_weights_is_refused(task: Training) -> None:
     with pytest.raises(Refused, match="no weights to train"):
-        train(build_network("identity", 2, 2), *task(), SMALL, classes=2, score=lambda _: 0.0)
+        Trainer(build_network("identity", 2, 2), task.draws(), task.recipe, torch.ones(2), CPU)
 
 
-def test_weights_of_no_labels_are_refused() -> None:
-    with pytest.raises(Refused, match="no pixel of the training block has a class"):
-        class_weights(np.full((3, 3), 255, np.uint8), 2, 0.5)
-
-
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch": 0}, {"learning_rate": float("nan")}, {"balance": 2.0}, {"label_smoothing": 1.0}])
-def test_a_recipe_that_cannot_be_is_refused(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": 0}, {"batch": 0}, {"learning_rate": float("nan")}, {"label_smoothing": 1.0}, {"ema": 1.0}, {"warm_up": 60.0},
+        {"optimiser": "lion"}, {"schedule": "step"}, {"metric": "loss"}, {"precision": "fp16"}, {"encoder_rate": 2.0}, {"window": (0, 8)},
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(Refused, match=f"--{next(iter(bad)).replace('_', '-')} .*: out of range"):
-        Recipe(**bad)  # type: ignore[arg-type]
+        Recipe(**bad)

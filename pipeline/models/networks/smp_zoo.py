@@ -67,7 +67,10 @@ def fpn_on(encoder: str, bands: int, classes: int, dropout: float = 0.2, norm: s
 
 
 def segformer_on(size: str, bands: int, classes: int) -> EncoderDecoder:
-    """SegFormer (Xie et al. 2021, arXiv 2105.15203): a transformer of mixed scales. NVIDIA licenses its encoder's code for research."""
+    """SegFormer (Xie et al. 2021, arXiv 2105.15203): a transformer of mixed scales.
+
+    The library's file of its encoder is under NVIDIA's Source Code License, not the library's MIT: read it before commercial use.
+    """
     smp = library()
     from segmentation_models_pytorch.encoders.mix_transformer import Attention
 

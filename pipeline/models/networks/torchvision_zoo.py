@@ -19,7 +19,7 @@ TORCHVISION_NAMES = (
 
 
 class TorchvisionSegmenter(nn.Module):
-    """A torchvision network by its own name, with random weights and its logits at the input's size."""
+    """FCN, DeepLabV3 or LR-ASPP as torchvision has it, by its own name, with random weights."""
 
     def __init__(self, name: str, bands: int, classes: int):
         super().__init__()

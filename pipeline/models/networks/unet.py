@@ -7,7 +7,7 @@ from torch import nn
 
 
 class UNet(nn.Module):
-    """An encoder of `depth` halvings and a decoder with skip connections.
+    """U-Net (Ronneberger et al. 2015): `depth` halvings, and a decoder with skip connections.
 
     The first level has `width` channels, each level below twice as many. Height and width of the input must be
     multiples of 2 ** depth, which is the network's stride. `dropout` acts on the deepest features, in training only.

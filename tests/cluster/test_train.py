@@ -1,0 +1,112 @@
+"""Training on Ray Train: two workers compute what one does, and whatever dies, the end is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.models.bundle import load_bundle
+from pipeline.training import fit as fitting
+from pipeline.training.fit import fit
+from tests.processes import descendants, end_group, job_command, run, start, titled, wait_for
+from tests.training.labelled import RECIPE, TEST, UNET, VALIDATION, training, write_pair
+
+LONG = replace(RECIPE, epochs=12, batch=4)
+
+
+def words(folder: Path, epochs: int, *more: object) -> list[object]:
+    """The job's command for what `training` describes."""
+    return job_command(
+        "train_model", "--architecture", "unet", *(f"--argument={name}={value}" for name, value in UNET.items()),
+        "--data", folder / "scene.tif", "--labels", folder / "labels.tif", "--classes", folder / "classes.json",
+        "--validation", f"{VALIDATION.start}:{VALIDATION.stop}", "--test", f"{TEST.start}:{TEST.stop}", "--epochs", epochs,
+        "--batch", LONG.batch, "--window", 16, "--seed", LONG.seed, "--augment", LONG.augment, "--output", folder / "bundle", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    write_pair(tmp_path)
+    (tmp_path / "classes.json").write_text(
+        '[{"name": "dark", "color": "#000000", "values": [0]}, {"name": "bright", "color": "#FFFFFF", "values": [1, 2]}]'
+    )
+    return tmp_path
+
+
+def undisturbed(folder: Path, epochs: int) -> dict[str, torch.Tensor]:
+    """The weights that the same training gives in one process, without Ray."""
+    alone = folder / "alone"
+    write_pair(alone)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "MEGAPIXEL", 4_000)
+        patch.setattr(fitting, "MEGAPIXEL_SIDE", 64)
+        fit(training(alone, replace(LONG, epochs=epochs)), torch.device("cpu"))
+    return load_file(alone / "bundle" / "weights.safetensors")
+
+
+def epochs_done(folder: Path) -> int:
+    table = folder / "bundle.run" / "epochs.csv"
+    return len(table.read_text().splitlines()) - 1 if table.exists() else 0
+
+
+def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """What the number of threads, and of workers, may change: the last bits."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_workers_compute_what_one_does_with_the_same_batch(pair: Path) -> None:
+    """BatchNorm is over the whole batch, and a pixel weighs the same whoever has it, ignored ones and all."""
+    done = run(words(pair, 3, "--workers", 2))
+    assert done.returncode == 0, done.stderr
+    assert load_bundle(pair / "bundle").provenance["workers"] == 2
+    assert_near(load_file(pair / "bundle" / "weights.safetensors"), undisturbed(pair, 3))
+
+
+def test_a_worker_and_the_driver_are_killed_and_the_end_is_the_same(pair: Path) -> None:
+    """The worker is replaced and goes on after the last epoch; the same command goes on after the driver has died."""
+    job = start(words(pair, LONG.epochs))
+    try:
+        wait_for(lambda: epochs_done(pair) >= 2 or job.poll() is not None, 200)
+        worker = titled(descendants(job.pid), "RayTrainWorker")
+        assert worker, job.communicate()[1] if job.poll() is not None else "no worker"
+        os.kill(worker[0], signal.SIGKILL)
+        before = epochs_done(pair)
+        wait_for(lambda: epochs_done(pair) >= before + 2 or job.poll() is not None, 200)
+        assert job.poll() is None
+    finally:
+        end_group(job)
+    assert epochs_done(pair) < LONG.epochs
+    assert load_bundle(pair / "bundle").metrics["interrupted_after_epoch"] <= epochs_done(pair)
+    other = run([*words(pair, LONG.epochs), "--learning-rate", "0.1"])
+    assert other.returncode == 2 and "with another recipe learning_rate" in other.stderr
+    again = run(words(pair, LONG.epochs))
+    assert again.returncode == 0, again.stderr
+    assert "it goes on" in again.stdout and epochs_done(pair) == LONG.epochs
+    bundle = load_bundle(pair / "bundle")
+    assert "interrupted_after_epoch" not in bundle.metrics and bundle.provenance["epochs"] == LONG.epochs
+    assert_near(load_file(pair / "bundle" / "weights.safetensors"), undisturbed(pair, LONG.epochs))
+    assert not (pair / "bundle.run" / "checkpoints").exists()
+    finished: subprocess.CompletedProcess[str] = run(words(pair, LONG.epochs))
+    assert finished.returncode == 2 and "holds a bundle already" in finished.stderr
+
+
+def test_a_terminated_training_says_what_is_left(pair: Path) -> None:
+    job = start(words(pair, 200))
+    try:
+        wait_for(lambda: epochs_done(pair) >= 1 or job.poll() is not None, 200)
+        job.send_signal(signal.SIGTERM)
+        _, errors = job.communicate(timeout=60)
+    finally:
+        end_group(job)
+    assert job.returncode == 1
+    assert "holds the best network so far, of epoch" in errors and "the same command goes on" in errors
+    load_bundle(pair / "bundle")
