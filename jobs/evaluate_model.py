@@ -30,6 +30,7 @@ from pipeline.results.into_bundle import add_evaluation, check_changeable
 from pipeline.training.classes import ClassTable, LabelClass, read_classes
 from pipeline.training.datasets import LabelledScene, open_labelled
 from pipeline.training.scoring import Evaluation, evaluate_bundles
+from pipeline.training.splits import held_out_of
 
 DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
 SHOWN = ("accuracy", "mean_iou", "mean_f1", "frequency_weighted_iou", "kappa", "mean_boundary_f1", "expected_calibration_error")
@@ -70,20 +71,18 @@ def evaluate_model(options: argparse.Namespace) -> int:
             check_changeable(bundle)
     table = class_table(options, bundles)
 
+    splits = {name: (bundle.provenance.get("data") or {}).get("split") for name, bundle in bundles.items()}
+
     def open_data(bundle: Bundle) -> Sequence[LabelledScene]:
-        return open_labelled(
-            options.data,
-            labels=options.labels,
-            classes=table,
-            bands=bundle.bands,
-            class_column=options.class_column,
-            ignored=options.ignore,
+        found = open_labelled(
+            options.data, labels=options.labels, classes=table, bands=bundle.bands, class_column=options.class_column, ignored=options.ignore
         )
+        return found if options.all else held_out_of(found, splits)
 
     out = storage.local_path(options.output)
     with working_folder(out) as folder:
         evaluation = evaluate_bundles(
-            bundles, open_data, folder, data=options.data, precision=options.precision, tolerance=options.boundary_tolerance,
+            bundles, open_data, folder, data=" ".join(options.data), precision=options.precision, tolerance=options.boundary_tolerance,
             say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
         scores = [score_bundle(evaluation, counts) for counts in evaluation.bundles]
@@ -165,13 +164,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="models to score on the same pixels, as train_model.py writes them")
     parser.add_argument(
-        "--data", required=True, metavar="SOURCE", help="labelled scenes: a scene with --labels, a folder of pairs, or a list"
+        "--data", required=True, nargs="+", metavar="SOURCE", help="labelled images or scenes, as train_model.py takes them"
     )
     parser.add_argument("--labels", metavar="FILE", help="what labels the scene: a raster or polygons; or a folder of masks")
     parser.add_argument("--classes", metavar="FILE", help="which label values are which class (default: as the first bundle was trained)")
     parser.add_argument("--class-column", metavar="NAME", help="of polygons: the column that says the class")
     parser.add_argument("--ignore", type=values, default=[], metavar="V,V", help="label values that are not scored")
     parser.add_argument("--output", required=True, metavar="OUT", help="folder for report.html and tables; what is there is replaced")
+    parser.add_argument("--all", action="store_true", help="also score what a bundle was trained on; without it only what was held out")
     parser.add_argument("--into-bundle", action="store_true", help="also write metrics and confusion matrix into each model.json")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8, as in deployment (default: auto)")
     parser.add_argument(

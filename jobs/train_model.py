@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import shlex
 import shutil
 import signal
@@ -17,39 +17,32 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rasterio.errors import NotGeoreferencedWarning
 
-from cluster.environment import secure_embedded_ray
+from cluster.environment import in_submitted_job, secure_embedded_ray
 from pipeline.errors import Refused, Unreadable
-from pipeline.geometry.windows import Span
 from pipeline.imagery import storage
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.engine import choose_device
 from pipeline.models.metrics import Scores
-from pipeline.models.networks import build_network
 from pipeline.models.random_bundle import save_random_bundle
-from pipeline.models.receptive import find_reach
 from pipeline.models.zoo import table
+from pipeline.training.augmentation import Augmentation
 from pipeline.training.baselines import score_table
-from pipeline.training.classes import IGNORE, colour_value, read_classes
-from pipeline.training.datasets import LabelledScene, open_labelled
-from pipeline.training.fit import Training, check_window, fit
+from pipeline.training.classes import colour_value
+from pipeline.training.fit import Training, fit
 from pipeline.training.loop import METRICS, OPTIMISERS, SCHEDULES, Epoch, Recipe
-from pipeline.training.pictures import Example, draw_samples
-from pipeline.training.splits import HeldOut, Split, split
-from pipeline.training.statistics import Statistics, class_weights, count_labels, measure
-from pipeline.training.validation import context_px, cores
+from pipeline.training.prepare import Request, describe, draw_check, prepare
 
 DONE, ERROR, REFUSED = 0, 1, 2
+CHECKPOINTS = "checkpoints"  # in the folder beside the bundle, until the training is done
 LINE_EVERY_S, BAR_EVERY_S = 30.0, 0.5
-ON_SHEET = 12  # samples that --check shows
 EXAMPLE = """examples:
   python jobs/train_model.py --architecture unet --argument width=16 --argument depth=2 --data jobs/demo/zion/item.json \\
       --labels jobs/demo/zion/nlcd.tif --classes jobs/demo/zion/classes.json --validation 768:888 --test 936:1128 --output my-model
@@ -93,22 +86,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
     """From labelled data to a bundle: read, split, measure, train, save."""
-    output, run = storage.local_path(options.output), run_folder(options)
+    request = read_request(options, words)
+    output, run = request.output, request.run
     finished = (storage.read_json(run / "run.json") or {}).get("finished")
     if (output / "model.json").exists() and (finished or not (run / "run.json").exists()):
         raise Refused(f"{output}: holds a bundle already; choose another --output or remove it")
     storage.check_writable(output)
-    training = prepare(options, command(words))
-    print_plan(training)
+    training = prepare(request)
+    print("\n".join(describe(training)), flush=True)
     if options.check:
         draw_check(training, run)
+        print(f"nothing was trained; look at {run / 'labels.png'} and {run / 'windows.png'}")
         return
-    settings = describe(training, options)
+    settings = settings_of(training, options.workers)
     if not storage.create_json(run / "run.json", settings):
         adopt(run, settings)
     scores = run_training(training, options)
     storage.replace_json(run / "run.json", settings | {"finished": True})
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     if scores:
         print(f"on the test set ({training.split.how}):")
         print(score_table(scores, training.class_names))
@@ -116,69 +111,18 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
     print(f"{run}: epochs.csv, curves.png, samples.png, tensorboard/")
 
 
-def prepare(options: argparse.Namespace, typed: str) -> Training:
-    """Open, split and measure the data, and look at the network. Raises Refused and Unreadable."""
-    recipe = recipe_of(options)
-    held = {name: held_out(getattr(options, name)) for name in ("validation", "test")}
-    scenes = open_all(options.data, options)
-    sets = {name: replace(one, scenes=tuple(open_all(places, options, scenes[0]))) for name, (one, places) in held.items()}
-    bands = [band.name for band in scenes[0].scene.bands]
-    torch.manual_seed(recipe.seed)
-    reach = find_reach(build_network(options.architecture, len(bands), len(scenes[0].classes), **dict(options.argument)), len(bands))
-    check_window(recipe, reach)
-    parts = split(scenes, sets["validation"], sets["test"], gap=context_px(reach), seed=recipe.seed, block=options.block)
-    statistics = measure(parts.train, scenes[0].bands, recipe.seed)
-    georeferenced = scenes[0].scene.grid.crs is not None
-    recipe = replace(recipe, augment=options.augment or ("turn" if georeferenced else "flip"))
-    class_weights(statistics.counts, recipe.class_weights)
-    return Training(
-        architecture=options.architecture, arguments=dict(options.argument), split=parts, statistics=statistics, recipe=recipe,
-        reach=reach, output=storage.local_path(options.output), command=typed, licences=dict(options.licence),
-        run=run_folder(options), encoder=options.encoder, warnings=tuple(warnings_of(parts, statistics)),
+def read_request(options: argparse.Namespace, words: Sequence[str]) -> Request:
+    """The options as a request. Raises Refused, naming the option."""
+    if in_submitted_job() and not os.path.isabs(options.output):
+        raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
+    asked = {item.name: getattr(options, item.name) for item in fields(Recipe) if item.name != "augment"}
+    Augmentation.parse(options.augment or "none")
+    return Request(
+        architecture=options.architecture, arguments=dict(options.argument), data=options.data, output=storage.local_path(options.output),
+        recipe=Recipe(**asked), labels=options.labels, classes=options.classes, class_column=options.class_column, ignored=options.ignore,
+        bands=options.bands.split(",") if options.bands else None, validation=options.validation, test=options.test, block=options.block,
+        augment=options.augment, encoder=options.encoder, licences=dict(options.licence), command=command(words),
     )  # fmt: skip
-
-
-def open_all(places: Sequence[str], options: argparse.Namespace, like: LabelledScene | None = None) -> list[LabelledScene]:
-    """The labelled scenes of several sources, with the bands and classes of one that is open, or as the options say."""
-    if not places:
-        return []
-    bands = like.bands if like else options.bands.split(",") if options.bands else None
-    classes = like.table if like else read_classes(storage.local_path(options.classes), options.ignore) if options.classes else None
-    return open_labelled(
-        places, labels=options.labels, classes=classes, bands=bands, class_column=options.class_column, ignored=options.ignore
-    )
-
-
-def held_out(words: Sequence[str]) -> tuple[HeldOut, list[str]]:
-    """What --validation or --test asks for: a share, columns A:B, or sources of their own, which are returned to be opened."""
-    if len(words) == 1 and re.fullmatch(r"\d+:\d+", words[0]):
-        start, stop = map(int, words[0].split(":"))
-        return HeldOut(columns=Span(start, stop)), []
-    if len(words) == 1 and re.fullmatch(r"[0-9]*\.?[0-9]+", words[0]):
-        share = float(words[0])
-        if not 0 <= share < 1:
-            raise Refused(f"{words[0]}: a share to hold out is 0 or more and below 1")
-        return HeldOut(share=share), []
-    return HeldOut(), list(words)
-
-
-def warnings_of(parts: Split, statistics: Statistics) -> list[str]:
-    """What a person should know of classes that are missing somewhere. Raises Refused for labels that the classes do not have."""
-    names, found = parts.train[0].table.names, []
-    found += [f"class {name} is nowhere in the training data: it cannot be learnt" for name in missing(names, statistics.counts)]
-    for called, scenes in (("validation", parts.validation), ("test", parts.test)):
-        counts = count_labels(scenes) if scenes else statistics.counts
-        if not counts.sum():
-            raise Refused(f"no pixel of the {called} set has a class: check --labels, --classes and --{called}")
-        found += [f"class {name} is nowhere in the {called} set: it is not measured there" for name in missing(names, counts)]
-    if not parts.test:
-        found.append("no test set is held out: the validation set chooses the epoch, so its scores are a little too good")
-    return found
-
-
-def missing(names: Sequence[str], counts: np.ndarray) -> list[str]:
-    """The classes of which there is no pixel."""
-    return [name for name, count in zip(names, counts, strict=True) if not count]
 
 
 def run_training(training: Training, options: argparse.Namespace) -> dict[str, Scores] | None:
@@ -192,13 +136,13 @@ def run_training(training: Training, options: argparse.Namespace) -> dict[str, S
     from cluster.session import check_paths, ray_session
     from cluster.train import train_on_ray
 
-    place = options.checkpoints or str(run_folder(options))
+    place = options.checkpoints or str(training.run)
     with ray_session() as nodes:
         check_paths(nodes, sorted({band.path for item in training.split.train for band in item.scene.bands})[:1], str(training.output))
-        return train_on_ray(training, nodes, workers=options.workers, storage=place, name="checkpoints", tell=progress.tell)
+        return train_on_ray(training, nodes, workers=options.workers, storage=place, name=CHECKPOINTS, tell=progress.tell)
 
 
-def describe(training: Training, options: argparse.Namespace) -> dict[str, Any]:
+def settings_of(training: Training, workers: int) -> dict[str, Any]:
     """What a training that is taken up again must share with its first start."""
     return {
         "architecture": training.architecture,
@@ -208,7 +152,7 @@ def describe(training: Training, options: argparse.Namespace) -> dict[str, Any]:
         "split": training.split.to_json(),
         "recipe": asdict(training.recipe),
         "encoder": training.encoder,
-        "workers": options.workers,
+        "workers": workers,
     }
 
 
@@ -232,55 +176,6 @@ def what_is_left(options: argparse.Namespace) -> str:
         return "no epoch was finished and no bundle was written"
     after = load_bundle(output).metrics.get("interrupted_after_epoch")
     return f"{output} holds the best network so far, of epoch {after}; the same command goes on"
-
-
-def run_folder(options: argparse.Namespace) -> Path:
-    """The folder beside the bundle for what is kept of its training."""
-    output = storage.local_path(options.output)
-    return output.with_name(f"{output.name}.run")
-
-
-def draw_check(training: Training, run: Path) -> None:
-    """Write the pictures of --check: validation and training images with their labels, and training windows as they are changed."""
-    run.mkdir(parents=True, exist_ok=True)
-    table, bands = training.split.train[0].table, training.statistics.bands
-    shown = []
-    for called, scenes in training.split.sets().items():
-        found = [(item, core) for item, core in cores(scenes) if (item.read_labels(core) != IGNORE).any()]
-        for number in np.linspace(0, len(found) - 1, min(ON_SHEET // 3, len(found))).astype(int):
-            item, core = found[number]
-            block = item.read(core)
-            shown.append(Example(f"{called}: {item.name}", block.normalised(bands).numpy(), block.labels_HW))
-    draw_samples(run / "labels.png", shown, table)
-    draws = training.draws()
-    windows = []
-    for draw in range(min(ON_SHEET, draws.epoch_length)):
-        image_CHW, labels_HW, _ = draws[draw]
-        windows.append(Example(draws.place(draw), image_CHW.numpy(), labels_HW.numpy().astype(np.uint8)))
-    draw_samples(run / "windows.png", windows, table)
-    print(f"nothing was trained; look at {run / 'labels.png'} and {run / 'windows.png'}")
-
-
-def print_plan(training: Training) -> None:
-    """What will be trained on what, in a few lines."""
-    recipe, statistics, draws = training.recipe, training.statistics, training.draws()
-    names, counts = training.class_names, statistics.counts
-    sets = ", ".join(f"{len(scenes)} {called}" for called, scenes in training.split.sets().items())
-    print(f"images: {sets} ({training.split.how})")
-    print("bands: " + ", ".join(f"{band.name} {band.mean:.4g} ± {band.std:.4g}" for band in statistics.bands))
-    shares = counts / counts.sum()
-    print("classes: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)))
-    halo = "never exact" if training.reach.exact_halo is None else f"exact halo {training.reach.exact_halo} px"
-    print(f"network: {training.architecture}, stride {training.reach.stride} px, {halo}")
-    steps = -(-draws.epoch_length // recipe.batch)
-    height, width = recipe.window
-    print(
-        f"training: up to {recipe.epochs} epochs of {steps} steps of {recipe.batch} windows of {height} x {width} px;"
-        f" augmentation: {recipe.augment}"
-    )
-    for line in training.warnings:
-        print(f"note: {line}")
-    sys.stdout.flush()
 
 
 class Progress:
@@ -356,12 +251,6 @@ def print_bundle(bundle: Bundle) -> None:
     exact = "never exact" if bundle.reach.exact_halo is None else f"exact {bundle.reach.exact_halo} px"
     print(f"{bundle.path}: {bundle.architecture}, {bundle.weight_bytes / 1e6:.2f} MB of weights, model id {bundle.model_id[:12]}")
     print(f"stride {bundle.reach.stride} px, halo {bundle.halo} px ({exact})")
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options ask for. Raises Refused."""
-    asked = {item.name: getattr(options, item.name) for item in fields(Recipe) if item.name != "augment"}
-    return Recipe(**asked, augment=options.augment or "none")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -91,6 +91,12 @@ def _style(name: str) -> str:
     return re.sub(r"\d", "#", name)
 
 
+def is_alpha(use: ColorInterp, *names: str | None) -> bool:
+    """Whether a band tells which pixels are seen: it is marked so, and has no name of something else."""
+    said = {name.lower() for name in names if name}
+    return use == ColorInterp.alpha and (said <= ALPHA_NAMES or all(MEANINGLESS_NAME.fullmatch(_style(name)) for name in said))
+
+
 def _describe(asset: Asset, dataset: DatasetReader) -> list[Found]:
     """What is said of each band that holds data."""
     uses, entries = dataset.colorinterp, list(asset.bands)
@@ -105,7 +111,7 @@ def _describe(asset: Asset, dataset: DatasetReader) -> list[Found]:
     for index, (use, entry, description, dtype, nodata, scale, offset, flags) in enumerate(facts, 1):
         names = frozenset(name.lower() for name in entry.names or (description,) if name)
         meaningless = all(MEANINGLESS_NAME.fullmatch(_style(name)) for name in names)
-        if use == ColorInterp.alpha and (meaningless or names <= ALPHA_NAMES):
+        if is_alpha(use, *names):
             alpha = True
             continue
         unscaled = (scale, offset) == (1.0, 0.0)  # by the file: then the catalogue is heard

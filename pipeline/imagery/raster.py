@@ -141,10 +141,16 @@ def _version(source: Source, used: dict[str, DatasetReader]) -> str:
     return ";".join(f"{path.name}:{storage.version(path)}" for path in paths if path.exists())
 
 
+def careful() -> rasterio.Env:
+    """How files are opened and read: GDAL 3.10 fills what a truncated PNG lacks with whatever is in memory, and says nothing."""
+    return rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO")
+
+
 def open_dataset(path: Path) -> DatasetReader:
     """Open a file. Raises Refused, in one line, where that cannot be done."""
     try:
-        return rasterio.open(path)
+        with careful():
+            return rasterio.open(path)
     except (RasterioError, CRSError, UnicodeDecodeError) as error:
         if not path.exists():
             raise Refused(f"{path}: no such file") from None

@@ -21,7 +21,7 @@ from rasterio.windows import Window as RasterioWindow
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Span, Window
 from pipeline.imagery.bands import Band
-from pipeline.imagery.raster import Grid, Scene, SceneBand, open_dataset
+from pipeline.imagery.raster import Grid, Scene, SceneBand, careful, open_dataset
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
@@ -92,7 +92,8 @@ class SceneReader:
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
-                values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
+                with careful():
+                    values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
                 shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__

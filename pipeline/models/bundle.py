@@ -107,8 +107,8 @@ def save_bundle(
     """Write a bundle and return it as loaded back.
 
     `sample_CHW` is physical fp32 input, at least two strides high and wide, of which the self-test keeps a corner.
-    `halo` is the measured one; without it the exact halo is used. `reach` is found where it is not known yet. `about` is resolution_m, metrics, provenance and
-    licences. Raises Refused where the folder holds a bundle already.
+    `halo` is the measured one; without it the exact halo is used. `reach` is found where it is not known yet. `about` is
+    resolution_m, metrics, provenance and licences. Raises Refused where the folder holds a bundle already.
     """
     if (folder / "model.json").exists():
         raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")

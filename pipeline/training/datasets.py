@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-import rasterio
 import torch
 from rasterio.enums import ColorInterp
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
-from pipeline.imagery.bands import Band
+from pipeline.imagery.bands import Band, is_alpha
 from pipeline.imagery.catalogue import Asset, BandEntry, Source
-from pipeline.imagery.raster import Scene
+from pipeline.imagery.raster import Scene, open_dataset
 from pipeline.models.bundle import normalise
 from pipeline.training.classes import IGNORE, ClassTable, LabelClass, read_classes, table_of
 from pipeline.training.labels import PolygonLabels, RasterLabels, ignored_outside, open_labels, reader_of
@@ -61,6 +63,12 @@ class LabelledScene:
     def classes(self) -> tuple[LabelClass, ...]:
         return self.table.classes
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells this image from others: the first 16 hex digits of its first band's file's SHA-256."""
+        path = Path(self.scene.bands[0].path)
+        return _sha256(path, storage.version(path))[:16]
+
     def read_labels(self, window: Window) -> np.ndarray:
         """Class ids, uint8 H x W: 255 where ignored, outside the grid, outside `areas` or in `excluded`.
 
@@ -103,7 +111,7 @@ def open_labelled(
     `classes`, a file or a table, every value or colour of the labels is a class. Raises Refused for what does not open
     or does not fit together.
     """
-    pairs = [pair for place in ([data] if isinstance(data, str) else data) for pair in find_pairs(place, labels)]
+    pairs = _told_apart([pair for place in ([data] if isinstance(data, str) else data) for pair in find_pairs(place, labels)])
     first = replace(pairs[0].image, assets=tuple(_named(asset, pairs[0].image) for asset in pairs[0].image.assets))
     chosen = _choose(first, bands)
     opened = []
@@ -113,32 +121,48 @@ def open_labelled(
     if isinstance(classes, str):
         classes = read_classes(storage.local_path(classes), ignored)
     if classes is None:
+        other = next((found for *_, found in opened if found.coloured != opened[0][3].coloured), None)
+        if other is not None:
+            raise Refused(f"{other.place}: {_kind(other)}, {opened[0][3].place} {_kind(opened[0][3])}: make them alike, or give --classes")
         values = set().union(*(found.values() for _, _, _, found in opened))
         classes = table_of(values, opened[0][3].coloured, ignored, str(opened[0][3].place))
     return [LabelledScene(pair.name, source, scene, found, classes, chosen, (scene.grid.window,)) for pair, source, scene, found in opened]
+
+
+def _kind(labels: RasterLabels | PolygonLabels) -> str:
+    return "shows colours" if labels.coloured else "holds values"
+
+
+def _told_apart(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, with names that tell them apart where several sources hold files of the same names."""
+    if len({pair.name for pair in pairs}) == len(pairs):
+        return list(pairs)
+    top = os.path.commonpath([os.path.dirname(pair.image.uri) for pair in pairs])
+    return [pair._replace(name=os.path.relpath(pair.image.uri, top)) for pair in pairs]
+
+
+@lru_cache(100_000)
+def _sha256(path: Path, version: str) -> str:
+    return storage.sha256(path)
 
 
 def _named(asset: Asset, source: Source) -> Asset:
     """The asset with a name for each band: the catalogue's, else the file's, else band_1, band_2 and so on."""
     if asset.bands and all(entry.names for entry in asset.bands):
         return asset
-    try:
-        with rasterio.open(asset.path) as dataset:
-            described = [
-                description or (use.name if use in COLOURS else f"band_{number}")
-                for number, (description, use) in enumerate(zip(dataset.descriptions, dataset.colorinterp, strict=True), 1)
-                if use != ColorInterp.alpha or description
-            ]
-    except rasterio.errors.RasterioError as error:
-        raise Refused(f"{source.uri}: {asset.path} cannot be opened as a raster ({' '.join(str(error).split())[:160]})") from None
+    with open_dataset(asset.path) as dataset:
+        described = [
+            () if is_alpha(use, description) else (description or (use.name if use in COLOURS else f"band_{number}"),)
+            for number, (description, use) in enumerate(zip(dataset.descriptions, dataset.colorinterp, strict=True), 1)
+        ]
     known = [*asset.bands, *[BandEntry()] * len(described)]
-    return replace(asset, bands=tuple(replace(entry, names=(name,)) for entry, name in zip(known, described, strict=False)))
+    return replace(asset, bands=tuple(replace(entry, names=names) for entry, names in zip(known, described, strict=False)))
 
 
 def _choose(source: Source, asked: Sequence[Band | str] | None) -> tuple[Band, ...]:
     if asked and all(isinstance(band, Band) for band in asked):
         return tuple(band for band in asked if isinstance(band, Band))
-    listed = [entry.names for asset in source.assets for entry in asset.bands]
+    listed = [entry.names for asset in source.assets for entry in asset.bands if entry.names]
     if asked is None:
         chosen = listed
     else:

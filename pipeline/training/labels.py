@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import geopandas
 import numpy as np
 import rasterio.features
+from pandas import notna
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
 from rasterio.warp import transform_bounds
@@ -76,9 +78,9 @@ class RasterLabels(NamedTuple):
                 raise Refused(f"{self.place}: is a mask in colours; the class table lists values: write colours (#RRGGBB) in --classes")
             return red << 16 | green << 8 | blue, valid_HW
         values_HW = values_CHW[0].astype(np.int64)
-        if (values_HW != values_CHW[0]).any() or (values_CHW.dtype.kind == "f" and np.abs(values_HW).max(initial=0) > LARGEST_EXACT):
-            odd = values_CHW[0].ravel()[np.argmax((values_HW != values_CHW[0]) | (np.abs(values_HW) > LARGEST_EXACT))]
-            raise Refused(f"{self.place}: holds {odd:.10g}: labels are whole numbers up to {LARGEST_EXACT}")
+        odd_HW = (values_HW != values_CHW[0]) | (np.abs(values_HW) > LARGEST_EXACT)
+        if odd_HW.any():
+            raise Refused(f"{self.place}: holds {values_CHW[0][odd_HW][0]:.10g}: labels are whole numbers up to {LARGEST_EXACT}")
         if coloured:
             if self.palette is None:
                 raise Refused(f"{self.place}: is a mask of values, not of colours: list the values of each class in --classes")
@@ -175,29 +177,31 @@ def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabe
     if class_column not in columns:
         asked = f"no column {class_column}" if class_column else "no column called class"
         raise Refused(f"{path}: {asked}; there are {', '.join(columns)}: name one with --class-column")
-    told = shapes[shapes.geometry.notna() & ~shapes.geometry.is_empty & shapes[class_column].notna()]
-    drawn = _on_grid(told.geometry, scene.grid)
-    values = [_value(value) for value in told[class_column]]
-    found = geopandas.GeoDataFrame({"value": values}, geometry=[_polygonal(shape) for shape in drawn])
-    found = found[~found.geometry.is_empty].reset_index(drop=True)
-    if found.empty:
+    told = [
+        (_polygonal(shape), _value(value))
+        for shape, value in zip(shapes.geometry, shapes[class_column], strict=True)
+        if shape and notna(value)
+    ]
+    values = [value for shape, value in told if not shape.is_empty]
+    if not values:
         raise Refused(f"{path}: holds no polygons with a class in {class_column}")
-    return PolygonLabels(str(path), scene.grid, found)
+    placed = _on_grid(geopandas.GeoSeries([shape for shape, _ in told if not shape.is_empty], crs=shapes.crs), scene.grid)
+    drawn = [_polygonal(shape) for shape in placed]  # empty where it is far from the grid
+    return PolygonLabels(str(path), scene.grid, geopandas.GeoDataFrame({"value": values}, geometry=drawn))
 
 
-def _on_grid(shapes: geopandas.GeoSeries, grid: Grid) -> list[BaseGeometry]:
-    """Shapes in the CRS of the grid. One that reaches beyond where that CRS is defined is first cut to the grid's surroundings."""
+def _on_grid(shapes: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSeries:
+    """Shapes in the CRS of the grid. What is farther than the grid is long is cut off first: it may lie where that CRS is not defined."""
     crs = grid.rasterio_crs
     assert crs is not None
-    placed = shapes.to_crs(crs.to_wkt())
-    lost = ~np.isfinite(placed.bounds).all(axis=1)
-    if lost.any():
-        corners = [grid.affine * corner for corner in _corners(grid.window)]
-        (west, east), (south, north) = ((min(axis), max(axis)) for axis in zip(*corners, strict=True))
-        around = box(*transform_bounds(crs, shapes.crs.to_wkt(), west, south, east, north))
-        around = around.buffer(max(around.bounds[2] - around.bounds[0], around.bounds[3] - around.bounds[1]), join_style="mitre")
-        placed[lost] = shapes[lost].make_valid().intersection(around).to_crs(crs.to_wkt())
-    return list(placed)
+    corners = [grid.affine * corner for corner in _corners(grid.window)]
+    (west, east), (south, north) = ((min(axis), max(axis)) for axis in zip(*corners, strict=True))
+    west, south, east, north = transform_bounds(crs, CRS.from_user_input(shapes.crs), west, south, east, north)
+    if np.isfinite([west, south, east, north]).all() and west < east:  # not across the 180th meridian
+        near = box(west, south, east, north).buffer(max(east - west, north - south), join_style="mitre")
+        far = ~shapes.within(near)
+        shapes = shapes.where(~far, shapes[far].intersection(near))
+    return shapes.to_crs(crs.to_wkt())
 
 
 def _polygonal(shape: BaseGeometry) -> BaseGeometry:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from pipeline.errors import Refused
@@ -133,7 +133,7 @@ class Trainer:
         self.network = normalise_over_all(self.network)
         self.optimiser = _optimiser(parameter_groups(self.network, recipe.learning_rate, recipe.encoder_rate, recipe.weight_decay), recipe)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate(step, self.steps, recipe))
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True) if recipe.ema else None
         self.epochs: list[Epoch] = []
         self.best: dict[str, torch.Tensor] = {}
         trained = any(parameter.requires_grad for parameter in self.network.parameters())
@@ -172,7 +172,8 @@ class Trainer:
             total += loss
             on_step(number, step, self.steps, loss)
         self.result.eval()
-        scores = score(self.result)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            scores = score(self.result)
         epoch = Epoch(
             number, total / self.steps, float(getattr(scores, self.recipe.metric)), scores.accuracy, scores.mean_iou, scores.mean_f1,
             tuple(scores.iou.tolist()), learning_rate, time.monotonic() - began,
@@ -224,7 +225,7 @@ class Trainer:
 
     def _that_fit(self, pieces: int) -> int:
         """In how many pieces this process's share of a batch fits in memory: tried once, with blank values, since sizes stay."""
-        if self.device.type != "cuda":
+        if not _tells_when_memory_is_out(self.device):
             return pieces
         bands = len(self.draws.statistics.bands)
         while True:
@@ -267,8 +268,28 @@ class Trainer:
         self.best = dict(state["best"])
 
 
+def _tells_when_memory_is_out(device: torch.device) -> bool:
+    """A GPU says so; on a CPU the kernel ends the process."""
+    return device.type == "cuda"
+
+
 def _readers() -> int:
     return min(8, max(1, len(os.sched_getaffinity(0)) // world()))
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average that is short at first, so that it soon forgets the weights of the beginning."""
+
+    @torch.no_grad()
+    def average(kept: Sequence[torch.Tensor], new: Sequence[torch.Tensor], steps: torch.Tensor) -> None:
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        for one, other in zip(kept, new, strict=True):
+            if one.is_floating_point():
+                one.lerp_(other, 1 - now)
+            else:  # how many batches a BatchNorm has seen
+                one.copy_(other)
+
+    return average
 
 
 def _optimiser(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:

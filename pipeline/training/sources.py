@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from pipeline.errors import Refused
 from pipeline.imagery import storage
-from pipeline.imagery.catalogue import Asset, Source, find_sources
+from pipeline.imagery.catalogue import RASTER_SUFFIXES, Asset, Source, find_sources
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scenes", "chips", "inputs")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annots", "gt", "groundtruth", "ground_truth", "targets", "segmentation")
-MARKS = re.compile(r"[_\-.]?(mask|masks|label|labels|annot|gt|groundtruth|L)$", re.IGNORECASE)  # of a mask's stem beside its image's
+MARKS = re.compile(r"[_\-. ]?(masks?|labels?|annot|gt|groundtruth)$|[_\-.]L$", re.IGNORECASE)  # of a mask's stem beside its image's
+IMAGE_MARKS = re.compile(r"[_\-. ](image|img|sat|rgb)$", re.IGNORECASE)  # of an image's, where both lie in one folder
 MOST_NAMED = 3
 
 
@@ -36,6 +37,7 @@ def find_pairs(data: str, labels: str | None = None) -> list[Pair]:
     - a scene (raster or STAC item), with `labels` its label raster or polygons;
     - a folder of images, with `labels` the folder of masks of the same names;
     - a folder that holds, at any depth, folders of images and of masks side by side (`images` and `masks`, say);
+    - a folder of images and masks together, the masks' names marked (`a.jpg` and `a_mask.png`, say);
     - a list, .txt or .csv, with an image and its mask on each line, relative to the list's own folder.
 
     Raises Refused, naming files, for an image without a mask, a mask without an image, and for what holds no pairs.
@@ -44,10 +46,12 @@ def find_pairs(data: str, labels: str | None = None) -> list[Pair]:
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         pairs = list(_listed(path))
     elif path.is_dir() and labels is None:
-        pairs = list(chain.from_iterable(_matched(images, masks, path) for images, masks in _folders(path)))
+        folders = _folders(path)
+        pairs = list(chain.from_iterable(_matched(images, masks, path) for images, masks in folders)) if folders else _mixed(path)
     elif path.is_dir() and storage.local_path(labels or "").is_dir():
         pairs = list(_matched(path, storage.local_path(labels or ""), path))
     elif labels is None:
+        find_sources([data])
         raise Refused(f"{data}: a scene needs --labels, its label raster or polygons")
     else:
         sources = find_sources([data])
@@ -64,11 +68,21 @@ def find_pairs(data: str, labels: str | None = None) -> list[Pair]:
 
 def _listed(path: Path) -> Iterator[Pair]:
     """CamVid's way: two paths a line, parted by a comma, a tab or a space; names with spaces in quotes."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path}: is not UTF-8 text ({error}): save it as such") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         mark = next((mark for mark in "\t,;" if mark in line), None)
-        words = [word.strip() for word in next(csv.reader([line], delimiter=mark))] if mark else shlex.split(line)
+        try:
+            words = next(csv.reader([line], delimiter=mark, skipinitialspace=True)) if mark else shlex.split(line)
+        except ValueError as error:
+            raise Refused(f'{path}: line {number}: {error}: write names with spaces or apostrophes "in quotes"') from None
+        words = [word.strip() for word in words]
+        if number == 1 and not any(Path(word).suffix for word in words):
+            continue  # a heading
         if len(words) != 2:
             raise Refused(f'{path}: line {number} has {len(words)} words; write an image and its mask, "in quotes" where there are spaces')
         image, mask = (Path(word) if Path(word).is_absolute() else path.parent / word for word in words)
@@ -86,30 +100,45 @@ def _folders(path: Path) -> list[tuple[Path, Path]]:
         images = [below[name] for name in IMAGE_FOLDERS if name in below]
         masks = [below[name] for name in MASK_FOLDERS if name in below]
         found += [(images[0], masks[0])] if images and masks else []
-    if not found:
-        raise Refused(
-            f"{path}: holds no folders of images and masks side by side (images/, masks/): name the folder of masks with --labels"
-        )
     return found
+
+
+def _mixed(path: Path) -> list[Pair]:
+    """The pairs of one folder of images and masks, told apart by the marks of the masks' names."""
+    sources = find_sources([str(path)]) if any(file.suffix.lower() in RASTER_SUFFIXES for file in path.iterdir()) else []
+    masks = {source.scene_id: source for source in sources if MARKS.search(source.scene_id)}
+    images = [source for source in sources if source.scene_id not in masks]
+    if not masks:
+        raise Refused(
+            f"{path}: holds no folders of images and masks side by side (images/, masks/) and no names that end in _mask:"
+            " name the folder of masks with --labels"
+        )
+    return list(_paired(images, list(masks.values()), path, IMAGE_MARKS))
 
 
 def _matched(images: Path, masks: Path, top: Path) -> Iterator[Pair]:
     """The pairs of two folders, by their files' stems; a mask's stem may end in _mask, _label, _gt or _L."""
-    sources = find_sources([str(images)])
-    by_stem = {source.scene_id: source for source in sources}
-    if len(by_stem) < len(sources):
-        twice = next(source.scene_id for source in sources if sum(other.scene_id == source.scene_id for other in sources) > 1)
-        raise Refused(f"{images}: {twice} is there more than once, in several formats: keep one")
-    found = {}
-    for mask in find_sources([str(masks)]):
+    return _paired(find_sources([str(images)]), find_sources([str(masks)]), top)
+
+
+def _paired(images: Sequence[Source], masks: Sequence[Source], top: Path, marks: re.Pattern[str] | None = None) -> Iterator[Pair]:
+    """Images and masks by their stems; of an image's stem what `marks` finds is no part."""
+    by_stem: dict[str, Source] = {}
+    for source in images:
+        other = by_stem.setdefault(marks.sub("", source.scene_id) if marks else source.scene_id, source)
+        if other is not source:
+            raise Refused(f"{source.uri}: has the same name as {Path(other.uri).name}: keep one")
+    found: dict[str, Path] = {}
+    for mask in masks:
         stem = mask.scene_id if mask.scene_id in by_stem else MARKS.sub("", mask.scene_id)
         if stem not in by_stem:
-            raise Refused(f"{mask.uri}: no image of that name in {images}: remove it, or add its image")
-        found[stem] = mask.assets[0].path
+            raise Refused(f"{mask.uri}: no image of that name: remove it, or add its image")
+        if found.setdefault(stem, mask.assets[0].path) != mask.assets[0].path:
+            raise Refused(f"{mask.uri}: {by_stem[stem].uri} has another mask, {found[stem].name}: keep one")
     missing = [by_stem[stem].uri for stem in by_stem if stem not in found]
     if missing:
         more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-        raise Refused(f"{', '.join(missing[:MOST_NAMED])}{more}: no mask of that name in {masks}")
+        raise Refused(f"{', '.join(missing[:MOST_NAMED])}{more}: no mask of that name")
     for stem, source in by_stem.items():
         yield Pair(str(Path(source.uri).relative_to(top)), source, found[stem])
 
@@ -119,13 +148,17 @@ def _image(path: Path) -> Source:
 
 
 def check_apart(sets: Sequence[tuple[str, Sequence[Pair]]]) -> None:
-    """Raise Refused, naming it, where one file is in two sets; `sets` are (what it is called, its pairs).
+    """Raise Refused, naming it, where one file is in two sets, or an image twice in one; `sets` are (what it is called, its pairs).
 
     One file of labels may serve several scenes of several sets.
     """
     uses = Counter(pair.labels for _, pairs in sets for pair in pairs)
     seen: dict[Path, str] = {}
     for called, pairs in sets:
+        images = Counter(tuple(asset.path.resolve() for asset in pair.image.assets) for pair in pairs)
+        (image, count), *_ = images.most_common(1) or [((), 0)]
+        if count > 1:
+            raise Refused(f"{image[0]}: is {count} times in {called}: it could be both trained on and held out")
         files = {asset.path.resolve() for pair in pairs for asset in pair.image.assets}
         files |= {pair.labels.resolve() for pair in pairs if uses[pair.labels] == 1}
         twice = min((file for file in files if file in seen), default=None)

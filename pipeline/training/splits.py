@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,13 @@ class Split:
     def to_json(self) -> dict[str, Any]:
         """The scenes and areas of each set; an area is row, column, height and width, and none means all of the scene."""
         return {"how": self.how} | {
-            called: {item.name: [list(area) for area in item.areas if area != item.scene.grid.window] for item in scenes}
+            called: {
+                item.name: {
+                    "sha256": item.fingerprint,
+                    "areas": [list(area) for area in item.areas if area != item.scene.grid.window],
+                }
+                for item in scenes
+            }
             for called, scenes in self.sets().items()
         }
 
@@ -122,27 +128,39 @@ def _by_files(scenes: list[LabelledScene], shares: Sequence[float], seed: int) -
 def _by_blocks(
     scenes: list[LabelledScene], shares: Sequence[float], seed: int, block: int | None, gap: int
 ) -> tuple[list[LabelledScene], list[list[LabelledScene]]]:
-    """Of each scene's own blocks, so that every scene is in every set; blocks without labels do not count."""
-    train, drawn = [], [[] for _ in shares]  # type: ignore[var-annotated]
-    for number, item in enumerate(scenes):
-        side = block or _block(item)
-        margin = min(gap, side // 4)
-        windows = [window for area in item.areas for window in _cells(area, side)]
-        labels = [item.read_labels(window) for window in windows]
-        known = [window for window, ids_HW in zip(windows, labels, strict=True) if (ids_HW != IGNORE).mean() >= LEAST_LABELLED]
-        counts = [round(share * len(known)) if len(scenes) > 1 else math.ceil(share * len(known)) for share in shares]
-        if sum(counts) >= len(known):
-            raise Refused(f"{item.name}: {len(known)} blocks of {side} px have labels, too few to hold any out: choose a smaller --block")
-        order = np.random.default_rng([seed, number]).permutation(len(known)).tolist()
-        excluded: list[Window] = []
-        for place, count in enumerate(counts):
-            areas = tuple(known[index] for index in sorted(order[:count]))
-            order = order[count:]
-            if areas:
-                drawn[place].append(replace(item, areas=areas))
-                excluded += [_grown(window, margin) for window in areas]
-        train.append(replace(item, excluded=(*item.excluded, *excluded)))
-    return train, drawn
+    """Of the blocks of all scenes, as far as they go of each scene's own; blocks without labels do not count."""
+    sides = [block or _block(item) for item in scenes]
+    blocks = [_labelled_blocks(item, side) for item, side in zip(scenes, sides, strict=True)]
+    held: list[list[tuple[Window, ...]]] = [[() for _ in shares] for _ in scenes]
+    seen, taken = 0, [0 for _ in shares]
+    for number in np.random.default_rng(seed).permutation(len(scenes)).tolist():
+        order = np.random.default_rng([seed, number]).permutation(len(blocks[number])).tolist()
+        seen += len(order)
+        for place, share in enumerate(shares):
+            count = min(_ceil(share * seen) - taken[place], len(order))
+            held[number][place] = tuple(blocks[number][index] for index in sorted(order[:count]))
+            order, taken[place] = order[count:], taken[place] + count
+    if sum(taken) >= seen or taken != [_ceil(share * seen) for share in shares]:
+        raise Refused(f"{scenes[0].name}: {seen} blocks of {sides[0]} px have labels, too few to hold any out: choose a smaller --block")
+    train = []
+    for item, side, known, areas in zip(scenes, sides, blocks, held, strict=True):
+        drawn = [window for some in areas for window in some]
+        if len(drawn) < max(len(known), 1):
+            margin = min(gap, side // 4)
+            train.append(replace(item, excluded=(*item.excluded, *(_grown(window, margin) for window in drawn))))
+    return train, [
+        [replace(item, areas=areas) for item, areas in zip(scenes, some, strict=True) if areas] for some in zip(*held, strict=True)
+    ]
+
+
+def _labelled_blocks(item: LabelledScene, side: int) -> list[Window]:
+    windows = [window for area in item.areas for window in _cells(area, side)]
+    return [window for window in windows if (item.read_labels(window) != IGNORE).mean() >= LEAST_LABELLED]
+
+
+def _ceil(count: float) -> int:
+    """Rounded up, but for what is no more than a rounding error: 0.07 * 100 is 7."""
+    return math.ceil(round(count, 9))
 
 
 def _block(item: LabelledScene) -> int:
@@ -162,3 +180,32 @@ def _cells(area: Window, side: int) -> list[Window]:
 def _grown(window: Window, margin: int) -> Window:
     row, col = max(0, window.row - margin), max(0, window.col - margin)
     return Window(row, col, window.rows.stop + margin - row, window.cols.stop + margin - col)
+
+
+def held_out_of(scenes: Sequence[LabelledScene], known: Mapping[str, Mapping[str, Any] | None]) -> list[LabelledScene]:
+    """Of scenes that bundles know, only what none of them was trained on or had its epoch chosen by; scenes are known by content.
+
+    `known` holds what `Split.to_json` gave, by the bundle's name, or None. Where a bundle held out no test set at all, its
+    validation set stands in. Raises Refused where nothing is left, or where two bundles held out different areas of one scene.
+    """
+    for name, parts in known.items():
+        if not parts:
+            continue
+        called = "test" if parts.get("test") else "validation"
+        used = {entry["sha256"] for other in ("train", "validation", "test") for entry in parts.get(other, {}).values()}
+        areas = {entry["sha256"]: tuple(Window(*area) for area in entry["areas"]) for entry in parts.get(called, {}).values()}
+        kept = []
+        for item in scenes:
+            if item.fingerprint not in used:
+                kept.append(item)
+            elif item.fingerprint in areas:
+                own = areas[item.fingerprint] or item.areas
+                whole = (item.scene.grid.window,)
+                if whole not in (own, item.areas) and own != item.areas:
+                    others = "held out other areas of it than the bundles before"
+                    raise Refused(f"{item.name}: {name} {others}: evaluate them on other data, or with --all")
+                kept.append(replace(item, areas=item.areas if own == whole else own))
+        if not kept:
+            raise Refused(f"{name} was trained on all of this data: evaluate it on other data; --all scores it nevertheless")
+        scenes = kept
+    return list(scenes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from os import sched_getaffinity
 
 import numpy as np
@@ -47,7 +48,7 @@ class _Part:
 
 
 def measure(scenes: Sequence[LabelledScene], bands: Sequence[Band], seed: int = 0) -> Statistics:
-    """Read the scenes once and measure what is learnt from: pixels in `areas` and not in `excluded`.
+    """Read the scenes once and measure what is learnt from: pixels that have a class, in `areas` and not in `excluded`.
 
     Raises Refused for a band that holds one value only or none, where no pixel has a class, and for label values that
     the class table does not have; Unreadable for a damaged file.
@@ -78,30 +79,37 @@ def count_labels(scenes: Sequence[LabelledScene]) -> np.ndarray:
 
 def _look(item: LabelledScene, seed: Sequence[int], *, classes: int, values_kept: int, positions_kept: int) -> _Part:
     random = np.random.default_rng(seed)
-    pieces = item.pieces()
-    moments = np.zeros((3, len(item.scene.bands)))
-    values: list[list[np.ndarray]] = [[] for _ in item.scene.bands]
-    positions: list[list[np.ndarray]] = [[] for _ in range(classes)]
-    counts = np.zeros(classes, np.int64)
-    for window in pieces:
+    bands = len(item.scene.bands)
+    moments, counts = np.zeros((3, bands)), np.zeros(classes, np.int64)
+    values = _Drawn(values_kept, np.empty((0, bands), np.float32), random)
+    positions = [_Drawn(positions_kept, np.empty((0, 2), np.int32), random) for _ in range(classes)]
+    for window in item.pieces():
         block = item.read(window)
-        own_HW = block.labels_HW != IGNORE
-        for number, (plane, valid) in enumerate(zip(block.physical_CHW, block.valid_CHW, strict=True)):
-            known = plane[valid & own_HW].astype(np.float64)
-            if known.size:
-                moments[:, number] = _joined(moments[:, number], known.size, known.mean(), known.var() * known.size)
-                values[number].append(_some(random, known.astype(np.float32), values_kept // len(pieces)))
-        found = np.bincount(block.labels_HW[own_HW], minlength=classes)
-        counts += found
-        for number in np.flatnonzero(found).tolist():
-            places = np.argwhere(block.labels_HW == number) + np.array([window.row, window.col])
-            positions[number].append(_some(random, places.astype(np.int32), positions_kept))
-    joined = tuple(_some(random, np.concatenate(some or [np.empty((0, 2), np.int32)]), positions_kept) for some in positions)
-    return _Part(moments, [np.concatenate(some) if some else np.empty(0, np.float32) for some in values], counts, joined)
+        own_HW = block.labels_HW != IGNORE  # there every band is valid
+        known_NC = block.physical_CHW[:, own_HW].T
+        if not len(known_NC):
+            continue
+        mean, squares = known_NC.mean(axis=0, dtype=np.float64), known_NC.var(axis=0, dtype=np.float64) * len(known_NC)
+        moments = np.stack([_joined(*each) for each in zip(moments.T, repeat(len(known_NC)), mean, squares)], axis=1)
+        values.add(known_NC)
+        counts += np.bincount(block.labels_HW[own_HW], minlength=classes)
+        for number in np.unique(block.labels_HW[own_HW]).tolist():
+            places_N2 = np.argwhere(block.labels_HW == number) + np.array([window.row, window.col])
+            positions[number].add(places_N2.astype(np.int32))
+    return _Part(moments, list(values.rows.T), counts, tuple(some.rows for some in positions))
 
 
-def _some(random: np.random.Generator, rows: np.ndarray, most: int) -> np.ndarray:
-    return rows if len(rows) <= most else rows[np.sort(random.choice(len(rows), max(most, 1), replace=False))]
+class _Drawn:
+    """Of all rows that are added, some at random, each as likely: those with the smallest of random keys."""
+
+    def __init__(self, most: int, rows: np.ndarray, random: np.random.Generator):
+        self.most, self.rows, self.random = most, rows, random
+        self.keys = np.empty(0)
+
+    def add(self, rows: np.ndarray) -> None:
+        keys = np.concatenate([self.keys, self.random.random(len(rows))])
+        kept = np.sort(np.argpartition(keys, self.most)[: self.most]) if len(keys) > self.most else slice(None)
+        self.keys, self.rows = keys[kept], np.concatenate([self.rows, rows])[kept]
 
 
 def _joined(before: np.ndarray, count: float, mean: float, squares: float) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_the_zoo_has_a_line_a_network() -> None:
         [sys.executable, "jobs/train_model.py", "--list"], cwd=PROJECT, capture_output=True, text=True, check=False, env=_environment()
     )
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert {"unet", "fcn_resnet50", "deeplabv3_mobilenet_v3_large", "logistic_regression", "identity"} <= set(lines)
     assert "--argument width=64" in lines["unet"]
 

@@ -1,241 +1,270 @@
-"""Labels on the scene's grid, blocks that never share a pixel, and statistics of the training block alone."""
+"""Labelled scenes: image and labels on one grid, bands by name, and only what belongs to a set has labels."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from rasterio.transform import Affine
-from rasterio.warp import transform as transform_points
+from PIL import Image
 
-from pipeline.errors import Refused
-from pipeline.geometry.windows import Span
+from pipeline.errors import Refused, Unreadable
+from pipeline.geometry.windows import Window
 from pipeline.imagery.bands import Band
-from pipeline.models.bundle import ClassEntry
-from pipeline.training import datasets
-from pipeline.training.classes import LabelClass
-from pipeline.training.datasets import LABELS, Split, measure_bands, open_labelled
+from pipeline.training.classes import table_of
+from pipeline.training.datasets import as_pairs, open_labelled
+from tests.toys import SHARED, write_scene
 
-CLASSES = (LabelClass(ClassEntry(0, "wet", "#0000FF"), (1, 7)), LabelClass(ClassEntry(1, "dry", "#FFFF00"), (4,)))
-HEIGHT, WIDTH = 90, 130
-GRID = Affine(30.0, 0.0, 301905.0, 0.0, -30.0, 4154085.0)
+HEIGHT, WIDTH = 45, 60
 NODATA = 65535
-
-
-def write(
-    path: Path, values_CHW: np.ndarray, crs: str, transform: Affine, nodata: float | None = None, names: tuple[str, ...] = ()
-) -> Path:
-    count, height, width = values_CHW.shape
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=count,
-        height=height,
-        width=width,
-        dtype=values_CHW.dtype,
-        crs=crs,
-        transform=transform,
-        nodata=nodata,
-    ) as dataset:
-        dataset.write(values_CHW)
-        for number, name in enumerate(names, 1):
-            dataset.set_band_description(number, name)
-    return path
+CLASSES = table_of([0, 1, 2], coloured=False)
+DUBAI = SHARED / "data" / "dubai-aerial"
+RANDOM = np.random.default_rng(1)
+VALUES_CHW = RANDOM.integers(100, 1000, (2, HEIGHT, WIDTH)).astype(np.uint16)
+VALUES_CHW[1, 20:30, 40:50] = NODATA
+LABELS_HW = RANDOM.integers(0, 3, (HEIGHT, WIDTH)).astype(np.uint8)
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """Two uint16 bands whose values differ in every column, with a hole in the second and no labels of its own."""
-    random = np.random.default_rng(1)
-    values = random.integers(100, 200, (2, HEIGHT, WIDTH), dtype=np.uint16) + np.arange(WIDTH, dtype=np.uint16) * 10
-    values[1, 20:30, 40:50] = NODATA
-    return write(tmp_path / "scene.tif", values, "EPSG:32612", GRID, NODATA, ("red", "nir"))
+    """Two bands of uint16, with a hole in the second; its labels are in labels.tif."""
+    write_scene(tmp_path / "labels.tif", LABELS_HW[None], nodata=255)
+    return write_scene(tmp_path / "scene.tif", VALUES_CHW, nodata=NODATA, descriptions=["red", "nir"])
 
 
-LABEL_GRIDS = {  # both leave the scene's right and lower edge bare
-    "EPSG:26912": Affine(31.53, 0, 301903.3, 0, -31.52, 4154086.5),  # another datum
-    "EPSG:4326": Affine(0.0003, 0, -113.2419, 0, -0.00026, 37.5134),  # turned against the scene's grid
-}
+def labels_of(scene: Path) -> str:
+    return str(scene.with_name("labels.tif"))
 
 
-@pytest.fixture
-def labels(tmp_path: Path) -> Path:
-    """Random labels on another grid and CRS."""
-    return write_labels(tmp_path, "EPSG:26912")
+def photo(path: Path, *shape: int, seed: int = 0, **saved: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)).save(path, **saved)
+    return path
 
 
-def write_labels(folder: Path, crs: str) -> Path:
-    values = np.random.default_rng(2).choice(np.array([1, 4, 5, 7, 255], np.uint8), (1, 80, 110))
-    return write(folder / "labels.tif", values, crs, LABEL_GRIDS[crs], 255)
+def mask(path: Path, values_HW: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values_HW).save(path)
+    return path
 
 
-def nearest_labels(scene: Path, labels: Path) -> np.ndarray:
-    """The label value under each pixel's centre, by coordinates alone; 255 outside the label raster."""
-    with rasterio.open(scene) as grid, rasterio.open(labels) as source:
-        rows, cols = np.mgrid[: grid.height, : grid.width]
-        x, y = grid.transform * (cols.ravel() + 0.5, rows.ravel() + 0.5)
-        placed = ~source.transform * tuple(map(np.array, transform_points(grid.crs, source.crs, x, y)))
-        col, row = (np.floor(axis).astype(int).reshape(rows.shape) for axis in placed)
-        inside = (row >= 0) & (row < source.height) & (col >= 0) & (col < source.width)
-        return np.where(inside, source.read(1)[row.clip(0, source.height - 1), col.clip(0, source.width - 1)], 255)
+def test_a_block_is_the_files_values_and_labels(scene: Path) -> None:
+    (item,) = open_labelled(str(scene), labels=labels_of(scene))
+    block = item.read(item.scene.grid.window)
+    assert (block.valid_CHW == (VALUES_CHW != NODATA)).all()
+    assert (block.physical_CHW == np.where(block.valid_CHW, VALUES_CHW, 0)).all() and block.physical_CHW.dtype == np.float32
+    assert (block.labels_HW == np.where(block.valid_CHW.all(axis=0), LABELS_HW, 255)).all()
+    assert (item.read_labels(item.scene.grid.window) == LABELS_HW).all()
 
 
-@pytest.mark.parametrize("crs", LABEL_GRIDS)
-def test_labels_are_the_nearest_on_the_scenes_grid(tmp_path: Path, scene: Path, crs: str) -> None:
-    labels = write_labels(tmp_path, crs)
-    block = open_labelled(str(scene), str(labels), CLASSES).read(Span(0, WIDTH))
-    values = nearest_labels(scene, labels)
-    expected = np.where(np.isin(values, (1, 7)), 0, np.where(values == 4, 1, 255))
-    expected[20:30, 40:50] = 255  # a band is missing there
-    assert (block.labels_HW == expected).all()
-    assert set(np.unique(block.labels_HW)) == {0, 1, 255}
-
-
-@pytest.mark.parametrize("crs", LABEL_GRIDS)
-def test_a_block_read_alone_is_that_part_of_the_whole(tmp_path: Path, scene: Path, crs: str) -> None:
-    labels = write_labels(tmp_path, crs)
-    labelled = open_labelled(str(scene), str(labels), CLASSES)
-    whole, part = labelled.read(Span(0, WIDTH)), labelled.read(Span(37, 71))
-    assert part.window == (0, 37, HEIGHT, 34)
+@pytest.mark.parametrize("window", [Window(0, 37, 45, 11), Window(13, 5, 1, 1), Window(25, 45, 40, 40), Window(44, 59, 3, 2)])
+def test_a_block_read_alone_is_that_part_of_the_whole(scene: Path, window: Window) -> None:
+    """Beyond the lower and right edge nothing is valid and nothing has a label."""
+    (item,) = open_labelled(str(scene), labels=labels_of(scene))
+    whole, part = item.read(Window(0, 0, 100, 100)), item.read(window)
     for name in ("physical_CHW", "valid_CHW", "labels_HW"):
-        assert (getattr(part, name) == getattr(whole, name)[..., 37:71]).all()
+        assert (getattr(part, name) == getattr(whole, name)[..., *window.slices()]).all()
+    assert not whole.valid_CHW[:, HEIGHT:].any() and not whole.valid_CHW[..., WIDTH:].any()
+    assert (whole.labels_HW[HEIGHT:] == 255).all() and (whole.labels_HW[:, WIDTH:] == 255).all()
 
 
-def test_physical_values_follow_the_files_scale_and_offset(scene: Path, labels: Path) -> None:
+def test_only_areas_that_are_not_excluded_have_labels(scene: Path) -> None:
+    (item,) = open_labelled(str(scene), labels=labels_of(scene))
+    part = replace(item, areas=(Window(0, 0, 20, 60), Window(30, 10, 10, 10)), excluded=(Window(15, 0, 20, 15),))
+    expected_HW = np.full((HEIGHT, WIDTH), 255)
+    expected_HW[:20] = LABELS_HW[:20]
+    expected_HW[30:40, 10:20] = LABELS_HW[30:40, 10:20]
+    expected_HW[15:35, :15] = 255
+    assert (part.read_labels(item.scene.grid.window) == expected_HW).all()
+    assert (part.read(item.scene.grid.window).physical_CHW == item.read(item.scene.grid.window).physical_CHW).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1024, 1), (2500, 1030)])
+def test_pieces_cover_the_areas_once(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = write_scene(tmp_path / "wide.tif", np.zeros((1, *shape), np.uint8))
+    (item,) = open_labelled(str(image), labels=str(image), classes=CLASSES)
+    halves = (Window(0, 0, shape[0] // 2, shape[1]), Window(shape[0] // 2, 0, shape[0] - shape[0] // 2, shape[1]))
+    for areas in (item.areas, halves):
+        seen = np.zeros(shape, int)
+        for piece in replace(item, areas=areas).pieces():
+            assert max(piece.height, piece.width) <= 1024
+            seen[piece.slices()] += 1
+        assert (seen == 1).all()
+
+
+def test_physical_values_follow_the_files_scale_and_offset(scene: Path) -> None:
     with rasterio.open(scene, "r+") as dataset:
         dataset.scales, dataset.offsets = (0.5, 2.0), (-3.0, 0.0)
-        raw_CHW = dataset.read()
-    block = open_labelled(str(scene), str(labels), CLASSES).read(Span(0, WIDTH))
-    assert (block.valid_CHW == (raw_CHW != NODATA)).all()
-    np.testing.assert_allclose(block.physical_CHW[0], raw_CHW[0] * 0.5 - 3, rtol=1e-6)
-    assert (block.physical_CHW[1][raw_CHW[1] == NODATA] == 0).all()
+    (item,) = open_labelled(str(scene), labels=labels_of(scene))
+    block = item.read(item.scene.grid.window)
+    np.testing.assert_allclose(block.physical_CHW[0], VALUES_CHW[0] * 0.5 - 3, rtol=1e-6)
+    assert (block.physical_CHW[1][VALUES_CHW[1] == NODATA] == 0).all()
 
 
-def test_context_is_read_but_its_labels_are_not(scene: Path, labels: Path) -> None:
-    labelled = open_labelled(str(scene), str(labels), CLASSES)
-    whole, block = labelled.read(Span(0, WIDTH)), labelled.read(Span(41, 60), context=16, stride=8)
-    assert block.window == (0, 24, 96, 56)  # 25 to 76 in columns, whole strides
-    assert (block.physical_CHW[:, :HEIGHT] == whole.physical_CHW[:, :, 24:80]).all()
-    assert not block.valid_CHW[:, HEIGHT:].any()
-    assert (block.labels_HW[:HEIGHT, 17:36] == whole.labels_HW[:, 41:60]).all()
-    block.labels_HW[:HEIGHT, 17:36] = 255
-    assert (block.labels_HW == 255).all()
-
-
-def test_statistics_come_from_the_training_block_only(scene: Path, labels: Path) -> None:
-    with rasterio.open(scene) as dataset:
-        raw_CHW = dataset.read(masked=True)
-    labelled = open_labelled(str(scene), str(labels), CLASSES)
-    before = measure_bands(labelled.read(Span(0, 60)), labelled.bands)
-    for band, plane in zip(before, raw_CHW[:, :, :60], strict=True):
-        known = plane.compressed().astype(float)
-        assert band.mean == pytest.approx(known.mean(), rel=1e-5) and band.std == pytest.approx(known.std(), rel=1e-5)
-        assert band.range == pytest.approx(np.percentile(known, (0.1, 99.9)), rel=1e-5)
-    with rasterio.open(scene, "r+") as dataset:  # whatever is elsewhere
-        changed = dataset.read()
-        changed[:, :, 60:] = 9_999
-        dataset.write(changed)
-    again = open_labelled(str(scene), str(labels), CLASSES)
-    assert measure_bands(again.read(Span(0, 60)), again.bands) == before
-
-
-def test_normalised_blocks_hold_the_mean_where_a_value_is_missing(scene: Path, labels: Path) -> None:
-    labelled = open_labelled(str(scene), str(labels), CLASSES)
-    block = labelled.read(Span(0, WIDTH))
-    image_CHW = block.normalised(measure_bands(block, labelled.bands)).numpy()
+def test_a_missing_value_is_normalised_to_its_bands_mean(scene: Path) -> None:
+    (item,) = open_labelled(str(scene), labels=labels_of(scene))
+    block = item.read(Window(0, 0, HEIGHT + 3, WIDTH))
+    image_CHW = block.normalised([Band("red", mean=500, std=100), Band("nir", mean=300, std=50)]).numpy()
     assert (image_CHW[~block.valid_CHW] == 0).all()
-    for plane, valid in zip(image_CHW, block.valid_CHW, strict=True):
-        assert plane[valid].mean() == pytest.approx(0, abs=1e-4) and plane[valid].std() == pytest.approx(1, abs=1e-4)
+    expected_CHW = (VALUES_CHW - np.array([500.0, 300.0])[:, None, None]) / np.array([100.0, 50.0])[:, None, None]
+    np.testing.assert_allclose(image_CHW[:, :HEIGHT], np.where(VALUES_CHW == NODATA, 0, expected_CHW), rtol=1e-5, atol=1e-6)
 
 
-def test_bands_are_chosen_by_name_and_in_order(scene: Path, labels: Path) -> None:
-    assert [band.name for band in open_labelled(str(scene), str(labels), CLASSES).bands] == ["red", "nir"]
-    chosen = open_labelled(str(scene), str(labels), CLASSES, ["NIR"])
-    assert [band.name for band in chosen.bands] == ["nir"]
-    both, one = (item.read(Span(0, 30)) for item in (open_labelled(str(scene), str(labels), CLASSES), chosen))
-    assert (one.physical_CHW[0] == both.physical_CHW[1]).all()
-    with pytest.raises(Refused, match="no band swir; there are red, nir"):
-        open_labelled(str(scene), str(labels), CLASSES, ["swir"])
+# --- bands
 
 
-def test_a_file_without_names_gets_numbers(tmp_path: Path, labels: Path) -> None:
-    values = np.ones((2, HEIGHT, WIDTH), np.uint8)
-    plain = write(tmp_path / "plain.tif", values, "EPSG:32612", GRID)
-    assert [band.name for band in open_labelled(str(plain), str(labels), CLASSES).bands] == ["band_1", "band_2"]
+def test_bands_are_chosen_by_name_and_in_order(scene: Path) -> None:
+    def opened(*names: str) -> tuple[list[str], np.ndarray]:
+        (item,) = open_labelled(str(scene), labels=labels_of(scene), bands=names or None)
+        assert [band.name for band in item.bands] == [band.name for band in item.scene.bands]
+        return [band.name for band in item.bands], item.read(item.scene.grid.window).physical_CHW
 
-
-def test_a_stac_item_tells_names_and_scaling(tmp_path: Path, scene: Path, labels: Path) -> None:
-    said = [{"name": "B4", "eo:common_name": "red", "raster:scale": 0.1}, {"name": "B5", "eo:common_name": "nir08"}]
-    assets = {"image": {"href": scene.name, "roles": ["data"], "bands": said}, "truth": {"href": labels.name, "roles": ["labels"]}}
-    item = tmp_path / "item.json"
-    item.write_text(json.dumps({"type": "Feature", "id": "one", "properties": {}, "assets": assets}))
-    labelled = open_labelled(str(item), str(labels), CLASSES)
-    assert labelled.bands == (Band("B4", common_name="red"), Band("B5", common_name="nir08"))
-    assert labelled.scene.bands[0].scale == 0.1
-
-
-@pytest.mark.parametrize("value", [100, NODATA])
-def test_a_band_that_says_nothing_is_refused(tmp_path: Path, labels: Path, value: int) -> None:
-    flat = write(tmp_path / "flat.tif", np.full((1, HEIGHT, WIDTH), value, np.uint16), "EPSG:32612", GRID, NODATA, ("red",))
-    labelled = open_labelled(str(flat), str(labels), CLASSES)
-    with pytest.raises(Refused, match=r"band red holds .* leave it out"):
-        measure_bands(labelled.read(Span(0, WIDTH)), labelled.bands)
-
-
-def test_a_block_that_does_not_fit_in_memory_is_refused(scene: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "memory_allotted", lambda: 100_000)
-    with pytest.raises(Refused, match="choose fewer"):
-        open_labelled(str(scene), str(labels), CLASSES).read(Span(0, WIDTH))
-
-
-def test_several_scenes_or_missing_files_are_refused(tmp_path: Path, scene: Path, labels: Path) -> None:
-    with pytest.raises(Refused, match="holds 2 scenes"):
-        open_labelled(str(tmp_path), str(labels), CLASSES)
-    with pytest.raises(Refused, match=r"nowhere\.tif: no such file"):
-        open_labelled(str(scene), str(tmp_path / "nowhere.tif"), CLASSES)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_every_split_keeps_the_gap(seed: int) -> None:
-    """X: no column within `gap` of a training column is held out; the held-out blocks share no column."""
-    random = np.random.default_rng(seed)
-    width, gap = int(random.integers(50, 300)), int(random.integers(0, 40))
-    first, second = sorted(random.choice(width - 1, 2, replace=False).tolist())
-    spans = [Span(first, int(random.integers(first, second)) + 1), Span(second, int(random.integers(second, width)) + 1)]
-    random.shuffle(spans)  # type: ignore[arg-type]
-    try:
-        split = Split.around(*spans, width=width, gap=gap)
-    except Refused:
-        held = {column for span in spans for column in range(span.start - gap, span.stop + gap)}
-        assert held >= set(range(width))
-        return
-    assert (split.validation, split.test) == tuple(spans)
-    near = set(range(split.train.start - gap, split.train.stop + gap))
-    assert split.train.length > 0 and set(range(*split.train)) <= set(range(width))
-    assert not near & {column for span in spans for column in range(*span)}
+    names, both_CHW = opened()
+    assert names == ["red", "nir"] and opened("NIR")[0] == ["nir"]
+    assert (opened("nir", "red")[1] == both_CHW[::-1]).all()
+    with pytest.raises(Refused, match=r"scene\.tif: has no band swir; there are red, nir \(--bands\)"):
+        opened("red", "swir")
 
 
 @pytest.mark.parametrize(
-    ("validation", "test", "train", "message"),
+    ("descriptions", "count", "expected"),
     [
-        (Span(50, 60), Span(80, 101), None, r"--test-columns 80:101: the scene has columns 0:100"),
-        (Span(60, 60), Span(80, 100), None, r"--validation-columns 60:60"),
-        (Span(50, 81), Span(80, 100), None, r"overlap --test-columns"),
-        (Span(0, 50), Span(50, 100), None, r"hold out fewer"),
-        (Span(50, 60), Span(80, 100), Span(0, 43), r"--train-columns 0:43: .* lie 0:42"),
-        (Span(50, 60), Span(80, 100), Span(10, 10), r"--train-columns 10:10"),
+        (None, 2, ["band_1", "band_2"]),
+        (["swir", None], 2, ["swir", "band_2"]),
+        (["a", "b", "c", "d", "e"], 5, ["a", "b", "c", "d", "e"]),
+        (None, 12, [f"band_{number}" for number in range(1, 13)]),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(validation: Span, test: Span, train: Span | None, message: str) -> None:
-    with pytest.raises(Refused, match=message):
-        Split.around(validation, test, width=100, gap=8, train=train)
+def test_bands_without_names_get_numbers(tmp_path: Path, descriptions: list[str], count: int, expected: list[str]) -> None:
+    write_scene(tmp_path / "labels.tif", LABELS_HW[None])
+    image = write_scene(tmp_path / "plain.tif", np.ones((count, HEIGHT, WIDTH), np.int16), descriptions=descriptions)
+    (item,) = open_labelled(str(image), labels=labels_of(image))
+    assert [band.name for band in item.bands] == expected
+    assert item.read(Window(0, 0, 4, 4)).physical_CHW.shape == (count, 4, 4)
 
 
-def test_the_labels_are_a_band_that_no_scene_has(scene: Path, labels: Path) -> None:
-    labelled = open_labelled(str(scene), str(labels), CLASSES)
-    assert [band.name for band in labelled.scene.bands] == ["red", "nir", LABELS]
-    assert labelled.scene.bands[-1].categorical and labelled.scene.bands[-1].warped
+@pytest.mark.parametrize(
+    ("alpha", "expected"), [(None, ["red", "green", "blue"]), ("Alpha", ["red", "green", "blue"]), ("nir", ["red", "green", "blue", "nir"])]
+)
+def test_an_alpha_band_tells_what_is_seen_unless_it_is_named_otherwise(tmp_path: Path, alpha: str | None, expected: list[str]) -> None:
+    values_CHW = np.full((4, HEIGHT, WIDTH), 9, np.uint8)
+    values_CHW[3, :5] = 0
+    names = ["red", "green", "blue", alpha]
+    image = write_scene(tmp_path / "rgba.tif", values_CHW, photometric="RGB", alpha="yes", descriptions=names if alpha else None)
+    write_scene(tmp_path / "labels.tif", LABELS_HW[None])
+    (item,) = open_labelled(str(image), labels=labels_of(image))
+    assert [band.name for band in item.bands] == expected
+    expected_HW = LABELS_HW.copy()
+    if len(expected) == 3:
+        expected_HW[:5] = 255
+    assert (item.read(item.scene.grid.window).labels_HW == expected_HW).all()
+
+
+def test_photos_of_several_formats_are_one_set(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a b.JPG", HEIGHT, WIDTH, 3, format="JPEG")
+    photo(tmp_path / "images" / "c.png", 31, 27, 4)
+    photo(tmp_path / "images" / "d.tiff", 64, 20, 3)
+    for name, shape in (("a b_mask", (HEIGHT, WIDTH)), ("c_mask", (31, 27)), ("d_mask", (64, 20))):
+        mask(tmp_path / "masks" / f"{name}.png", np.resize(LABELS_HW, shape))
+    items = open_labelled(str(tmp_path))
+    assert [item.name for item in items] == ["images/a b.JPG", "images/c.png", "images/d.tiff"]
+    assert all([band.name for band in item.bands] == ["red", "green", "blue"] for item in items)
+    assert items[1].table.names == ["class 0", "class 1", "class 2"]
+
+
+def test_an_image_with_other_bands_than_the_first_is_refused_by_name(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.png", HEIGHT, WIDTH, 3)
+    photo(tmp_path / "images" / "grey.png", HEIGHT, WIDTH)
+    for name in ("a", "grey"):
+        mask(tmp_path / "masks" / f"{name}.png", LABELS_HW)
+    with pytest.raises(Refused, match=r"grey\.png: has 1 band without names, the model needs 3"):
+        open_labelled(str(tmp_path))
+
+
+def test_a_stac_item_tells_names_and_scaling(scene: Path) -> None:
+    said = [{"name": "B4", "eo:common_name": "red", "raster:scale": 0.1}, {"name": "B5", "eo:common_name": "nir08"}]
+    assets = {"image": {"href": scene.name, "roles": ["data"], "bands": said}, "truth": {"href": "labels.tif", "roles": ["labels"]}}
+    path = scene.with_name("item.json")
+    path.write_text(json.dumps({"type": "Feature", "id": "one", "properties": {}, "assets": assets}))
+    (item,) = open_labelled(str(path), labels=labels_of(scene))
+    assert item.bands == (Band("B4", common_name="red"), Band("B5", common_name="nir08"))
+    np.testing.assert_allclose(
+        item.read(Window(0, 0, 9, 9)).physical_CHW, VALUES_CHW[:, :9, :9] * np.array([0.1, 1])[:, None, None], rtol=1e-6
+    )
+    (chosen,) = open_labelled(str(path), labels=labels_of(scene), bands=["nir08"])
+    assert chosen.bands == (Band("B5", common_name="nir08"),)
+
+
+# --- several sources, and tables
+
+
+def test_several_sources_are_one_set_whose_names_tell_them_apart(tmp_path: Path) -> None:
+    for place in ("Tile 1", "Tile 2"):
+        photo(tmp_path / place / "images" / "part.png", HEIGHT, WIDTH, 3)
+        mask(tmp_path / place / "masks" / "part.png", LABELS_HW)
+    items = open_labelled([str(tmp_path / "Tile 1"), str(tmp_path / "Tile 2")])
+    assert [item.name for item in items] == ["Tile 1/images/part.png", "Tile 2/images/part.png"]
+    assert [(pair.name, pair.labels) for pair in as_pairs(items)] == [
+        (f"{place}/images/part.png", tmp_path / place / "masks" / "part.png") for place in ("Tile 1", "Tile 2")
+    ]
+
+
+def test_without_a_table_the_values_of_all_masks_are_the_classes(tmp_path: Path) -> None:
+    for name, values in (("a", [3, 7]), ("b", [7, 200])):
+        photo(tmp_path / "images" / f"{name}.png", HEIGHT, WIDTH)
+        mask(tmp_path / "masks" / f"{name}.png", np.array(values, np.uint8)[LABELS_HW % 2])
+    items = open_labelled(str(tmp_path), ignored=[200])
+    assert items[0].table is items[1].table and items[0].table.names == ["class 3", "class 7"]
+    assert (items[1].read_labels(Window(0, 0, HEIGHT, WIDTH)) == np.where(LABELS_HW % 2, 255, 1)).all()
+
+
+def test_masks_of_different_kinds_need_a_table(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        photo(tmp_path / "images" / f"{name}.png", HEIGHT, WIDTH)
+    mask(tmp_path / "masks" / "a.png", LABELS_HW)
+    mask(tmp_path / "masks" / "b.png", np.stack([LABELS_HW] * 3, axis=2))
+    with pytest.raises(Refused, match=r"b\.png: shows colours, .*a\.png holds values"):
+        open_labelled(str(tmp_path))
+
+
+def test_masks_saved_as_jpeg_are_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.png", HEIGHT, WIDTH)
+    photo(tmp_path / "masks" / "a.jpg", HEIGHT, WIDTH, 3)
+    with pytest.raises(Refused, match=r"a\.jpg: the labels have \d+ colours.*saved as JPEG"):
+        open_labelled(str(tmp_path))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.9])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_a_truncated_image_is_an_error_that_names_it(tmp_path: Path, suffix: str, share: float) -> None:
+    image = photo(tmp_path / f"broken.{suffix}", HEIGHT, WIDTH, 3)
+    content = image.read_bytes()
+    image.write_bytes(content[: int(len(content) * share)])
+    mask(tmp_path / "labels.png", LABELS_HW)
+    with pytest.raises((Refused, Unreadable), match=rf"broken\.{suffix}"):
+        open_labelled(str(image), labels=str(tmp_path / "labels.png"))[0].read(Window(0, 0, HEIGHT, WIDTH))
+
+
+def test_an_image_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    mask(tmp_path / "labels.png", LABELS_HW)
+    with pytest.raises(Refused, match=r"empty\.png: cannot be opened"):
+        open_labelled(str(tmp_path / "empty.png"), labels=str(tmp_path / "labels.png"))
+
+
+@pytest.mark.skipif(not DUBAI.is_dir(), reason="shared/data is not here")
+def test_dubais_masks_are_read_in_colours_and_palettes_and_its_own_table_refused() -> None:
+    """Tile 1 has RGB masks, Tile 2 palettes; classes.json has other colours than the masks."""
+    items = open_labelled([str(DUBAI / "Tile 1"), str(DUBAI / "Tile 2")])
+    assert len(items) == 18 and items[0].labels.coloured and len({item.name for item in items}) == 18
+    assert {"#8429F6", "#E2A929", "#3C1098", "#FEDD3A", "#6EC1E4"} <= set(items[0].table.names)
+    for item in (items[0], items[17]):
+        rgb_HWC = np.asarray(Image.open(item.labels.place).convert("RGB")).astype(int)
+        found_HW, names = item.read_labels(item.scene.grid.window), np.array(item.table.names)
+        assert (names[found_HW] == np.vectorize("#{:06X}".format)(rgb_HWC @ (1 << 16, 1 << 8, 1))).all()
+    refused = open_labelled(str(DUBAI / "Tile 1"), classes=str(DUBAI / "classes.json"))[0]
+    with pytest.raises(Refused, match=r"image_part_001\.png: holds the colours .*#8429F6.* it has the colours #50E3C2"):
+        refused.read_labels(refused.scene.grid.window)

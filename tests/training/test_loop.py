@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.errors import Refused
 from pipeline.models.metrics import Scores
 from pipeline.models.networks import build_network
+from pipeline.training import loop
 from pipeline.training.fit import Training
 from pipeline.training.loop import Recipe, Trainer, best_epoch, rate
 from pipeline.training.validation import score
@@ -151,6 +152,30 @@ def test_bf16_trains_about_as_well(task: Training) -> None:
         trainer = finish(trainer_of(task, replace(task.recipe, precision=precision)), scoring(task))
         losses.append(trainer.epochs[-1].loss)
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_computed_in_pieces(task: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that has room for two windows: a step of eight is four pieces, whose gradients add up."""
+    sizes: list[int] = []
+    usual = Trainer._loss
+
+    def short_of_memory(self: Trainer, network: Any, batch_BCHW: torch.Tensor, *more: Any) -> torch.Tensor:
+        sizes.append(len(batch_BCHW))
+        if len(batch_BCHW) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return usual(self, network, batch_BCHW, *more)
+
+    monkeypatch.setattr(loop, "_tells_when_memory_is_out", lambda _: True)
+    monkeypatch.setattr(Trainer, "_loss", short_of_memory)
+    trainer = trainer_of(task, replace(task.recipe, batch=8, epochs=1))
+    before = trainer_of(task).network.state_dict()
+    assert trainer.pieces == 4 and sizes[:3] == [8, 4, 2]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())  # trying taught it nothing
+    trainer.run_epoch(scoring(task))
+    assert set(sizes[-4:]) == {2}
+    monkeypatch.setattr(Trainer, "_loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(Refused, match="one window does not fit in memory: choose a smaller --window"):
+        trainer_of(task)
 
 
 def test_steps_are_reported(task: Training) -> None:
