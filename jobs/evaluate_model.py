@@ -75,8 +75,9 @@ def evaluate_model(options: argparse.Namespace) -> int:
 
     def open_data(bundle: Bundle) -> Sequence[LabelledScene]:
         found = open_labelled(
-            options.data, labels=options.labels, classes=table, bands=bundle.bands, class_column=options.class_column, ignored=options.ignore
-        )
+            options.data, labels=options.labels, classes=table, bands=bundle.bands, class_column=options.class_column,
+            ignored=options.ignore,
+        )  # fmt: skip
         return found if options.all else held_out_of(found, splits)
 
     out = storage.local_path(options.output)

@@ -78,7 +78,7 @@ def test_the_bundle_tells_everything(fitted: tuple[Path, dict[str, Scores]]) -> 
     assert bundle.metrics["test"]["network"]["accuracy"] == round(scores["network"].accuracy, 5)
     assert scores["network"].confusion.sum() == HEIGHT * TEST.length
     about = json.loads((folder / "bundle" / "model.json").read_text())["provenance"]
-    assert about["data"]["split"]["validation"] ["scene"]["areas"] == [[0, VALIDATION.start, HEIGHT, VALIDATION.length]]
+    assert about["data"]["split"]["validation"]["scene"]["areas"] == [[0, VALIDATION.start, HEIGHT, VALIDATION.length]]
     assert about["data"]["files"]["count"] == 2 and set(about["data"]["files"]["sha256"]) == {"scene.tif", "labels.tif"}
     assert about["labels"]["values"] == {"dark": [0], "bright": [1, 2]}
     assert sum(about["class_shares"].values()) == pytest.approx(1, abs=1e-3)
