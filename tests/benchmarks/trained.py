@@ -9,36 +9,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pipeline.geometry.windows import Span, Window
 from pipeline.imagery import storage
-from pipeline.models.bundle import save_bundle
-from pipeline.models.networks import build_network
-from pipeline.models.receptive import find_reach
-from pipeline.training.augmentation import random_batches
-from pipeline.training.classes import IGNORE, read_classes
-from pipeline.training.datasets import LabelledScene, measure_bands, open_labelled
-from pipeline.training.evaluation import context_px, evaluate
-from pipeline.training.fit import auto_halo
+from pipeline.models.engine import choose_device
+from pipeline.training.datasets import LabelledScene, open_labelled
+from pipeline.training.fit import fit
+from pipeline.training.loop import Recipe
+from pipeline.training.prepare import Request, prepare
 
 PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".bench"
 ZION = PROJECT / "jobs" / "demo" / "zion"
 ARGUMENTS: dict[str, dict[str, Any]] = {"unet": {"width": 64, "depth": 4}}
-TEST = Span(936, 1128)  # columns held out, as for the demo's own model
-STEPS, BATCH, WINDOW, LEARNING_RATE = 480, 8, 128, 1e-3
-SAMPLE = Window(200, 200, 512, 512)  # of the training block, for the self-test
 
 
 def main() -> None:
@@ -53,53 +43,14 @@ def main() -> None:
 def trained_bundle(architecture: str = "fcn_resnet50") -> Path:
     """A bundle of that network, trained on the demo's scene west of its test columns; its metrics say how well."""
     folder = CACHE / "bundles" / architecture
-    if (folder / "model.json").exists():
-        return folder
-    began, labelled, arguments = time.monotonic(), _labelled(), ARGUMENTS.get(architecture, {})
-    classes = [item.entry for item in labelled.classes]
-    torch.manual_seed(0)
-    network = build_network(architecture, len(labelled.bands), len(classes), **arguments)
-    reach = find_reach(network, len(labelled.bands))
-    context = context_px(reach)
-    block = labelled.read(Span(0, TEST.start - context))
-    held_out = labelled.read(TEST, context=context, stride=reach.stride)
-    bands = measure_bands(block, labelled.bands)
-    image_CHW = block.normalised(bands)
-    _train(network, image_CHW, block.labels_HW)
-    with torch.autocast("cpu", torch.bfloat16):
-        scores = evaluate(network, held_out.normalised(bands), held_out.labels_HW, reach, len(classes))
-    print(
-        f"{architecture}: accuracy {scores.accuracy:.3f}, mean IoU {scores.mean_iou:.3f} on columns {TEST.start} to {TEST.stop}", flush=True
-    )
-    halo, tried = auto_halo(network, image_CHW, reach)
-    save_bundle(
-        folder, network, architecture=architecture, arguments=arguments, bands=bands, classes=classes, halo=halo,
-        sample_CHW=torch.from_numpy(block.physical_CHW[:, *SAMPLE.slices()]), resolution_m=30.0,
-        metrics={"test": scores.to_json([entry.name for entry in classes]), "changed_share_at_halo": tried},
-        provenance={"steps": STEPS, "batch": BATCH, "window": WINDOW, "seconds": round(time.monotonic() - began)},
-    )  # fmt: skip
+    if not (folder / "model.json").exists():
+        recipe = Recipe(epochs=60, window=(128, 128), learning_rate=1e-3, precision="bf16")
+        asked = Request(
+            architecture, [str(ZION / "item.json")], folder, recipe, ARGUMENTS.get(architecture, {}), labels=str(ZION / "nlcd.tif"),
+            classes=str(ZION / "classes.json"), validation=["768:888"], test=["936:1128"], augment="none",
+        )  # fmt: skip
+        fit(prepare(asked), torch.device(choose_device()))
     return folder
-
-
-def _train(network: nn.Module, image_CHW: torch.Tensor, labels_HW: np.ndarray) -> None:
-    """Train the network in place, in bf16 autocast."""
-    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=STEPS)
-    batches = random_batches(image_CHW, labels_HW, window=WINDOW, batch=BATCH, seed=0, turn=False)
-    began = time.monotonic()
-    for step in range(1, STEPS + 1):
-        batch_BCHW, labels_BHW = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits_BKHW = network(batch_BCHW.contiguous(memory_format=torch.channels_last))
-        loss = cross_entropy(logits_BKHW.float(), labels_BHW, ignore_index=IGNORE)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 20 == 0:
-            print(f"step {step} of {STEPS}, loss {loss.item():.3f}, {time.monotonic() - began:.0f} s", flush=True)
-    network.eval()
 
 
 def demo_scene(side: int) -> Path:
@@ -108,8 +59,8 @@ def demo_scene(side: int) -> Path:
     if target.exists():
         return target
     labelled = _labelled()
-    files, grid = labelled.scene.bands[:-1], labelled.scene.grid
-    block = labelled.read(Span(0, grid.width))
+    files, grid = labelled.scene.bands, labelled.scene.grid
+    block = labelled.read(grid.window)
     margin = 0  # elevation, on its own grid, is missing along the edges
     while not block.valid_CHW[:, margin : grid.height - margin, margin : grid.width - margin].all():
         margin += 1
@@ -132,7 +83,7 @@ def demo_scene(side: int) -> Path:
 
 
 def _labelled() -> LabelledScene:
-    return open_labelled(str(ZION / "item.json"), str(ZION / "nlcd.tif"), read_classes(ZION / "classes.json"))
+    return open_labelled(str(ZION / "item.json"), labels=str(ZION / "nlcd.tif"), classes=str(ZION / "classes.json"))[0]
 
 
 if __name__ == "__main__":
