@@ -20,7 +20,7 @@ from cluster.environment import Node
 from pipeline.errors import Refused, Unreadable
 from pipeline.models.metrics import Scores
 from pipeline.training.fit import Training, fit
-from pipeline.training.loop import Epoch, State, Trainer
+from pipeline.training.loop import Epoch, State, Trainer, best_epoch
 
 STATE = "state.pt"
 KEPT = 2  # checkpoints
@@ -34,7 +34,7 @@ class News:
     """How far a training is: the last step, the epochs since the last look, and how it ended."""
 
     step: tuple[int, int, int, float] | None = None  # epoch, step, steps of an epoch, loss
-    epochs: list[Epoch] = field(default_factory=list)
+    epochs: list[tuple[Epoch, bool]] = field(default_factory=list)  # and whether it is the best so far
     refused: str | None = None
     scores: dict[str, Scores] | None = None
 
@@ -49,8 +49,8 @@ class Board:
     def write(self, **news: Any) -> None:
         self.news = replace(self.news, **news)
 
-    def add(self, epoch: Epoch) -> None:
-        self.news.epochs.append(epoch)
+    def add(self, epoch: Epoch, best: bool) -> None:
+        self.news.epochs.append((epoch, best))
 
     def read(self) -> News:
         news, self.news = self.news, replace(self.news, epochs=[], step=None)
@@ -81,7 +81,7 @@ class RayHooks:
         with tempfile.TemporaryDirectory() as folder:
             if self.first:
                 torch.save(trainer.state(), Path(folder, STATE))
-                self.board.add.remote(epoch)
+                self.board.add.remote(epoch, best_epoch(trainer.epochs) is epoch)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if self.first else None)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rasterio.errors import NotGeoreferencedWarning
 
-from cluster.environment import in_submitted_job, secure_embedded_ray
+from cluster.environment import in_submitted_job, ray_address, secure_embedded_ray
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
 from pipeline.models.bundle import Bundle, load_bundle
@@ -37,7 +37,7 @@ from pipeline.training.augmentation import Augmentation
 from pipeline.training.baselines import score_table
 from pipeline.training.classes import colour_value
 from pipeline.training.fit import Training, fit
-from pipeline.training.loop import METRICS, OPTIMISERS, SCHEDULES, Epoch, Recipe
+from pipeline.training.loop import METRICS, OPTIMISERS, SCHEDULES, Epoch, Recipe, Trainer, best_epoch
 from pipeline.training.prepare import Request, describe, draw_check, prepare
 
 DONE, ERROR, REFUSED = 0, 1, 2
@@ -132,13 +132,19 @@ def run_training(training: Training, options: argparse.Namespace) -> dict[str, S
         if options.workers > 1:
             raise Refused(f"--workers {options.workers}: Ray is not installed (pip install 'ray[train]')")
         return fit(training, torch.device(choose_device()), progress)
+    on_gpu = choose_device() == "cuda"
+    slots = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    if ray_address() == "local" and options.workers > slots:
+        raise Refused(f"--workers {options.workers}: this machine has {slots} {'GPUs' if on_gpu else 'CPU cores'}")
     secure_embedded_ray()
     from cluster.session import check_paths, ray_session
     from cluster.train import train_on_ray
 
     place = options.checkpoints or str(training.run)
     with ray_session() as nodes:
-        check_paths(nodes, sorted({band.path for item in training.split.train for band in item.scene.bands})[:1], str(training.output))
+        scenes = [item for some in training.split.sets().values() for item in some]
+        files = [path for item in scenes for path in (item.labels.place, *(band.path for band in item.scene.bands))]
+        check_paths(nodes, sorted({str(Path(path).parent) for path in files}), str(training.output))
         return train_on_ray(training, nodes, workers=options.workers, storage=place, name=CHECKPOINTS, tell=progress.tell)
 
 
@@ -182,9 +188,8 @@ class Progress:
     """A line for each epoch, under a heading, and between them how far the epoch is: a bar on a terminal, lines in a log."""
 
     def __init__(self, training: Training):
-        self.names, self.epochs = training.class_names, training.recipe.epochs
+        self.epochs = training.recipe.epochs
         self.written, self.headed, self.bar = time.monotonic(), False, sys.stderr.isatty()
-        self.done: list[Epoch] = []
 
     def resumed(self) -> None:
         """There is nothing to go on from without Ray."""
@@ -201,14 +206,15 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def epoch(self, epoch: Epoch, _: object = None) -> None:
-        self.done.append(epoch)
+    def epoch(self, epoch: Epoch, trainer: Trainer) -> None:
+        self.write(epoch, best_epoch(trainer.epochs) is epoch)
+
+    def write(self, epoch: Epoch, best: bool) -> None:
         if self.bar:
             print("\r\x1b[K", end="", file=sys.stderr)
         if not self.headed:
             self.headed = True
             print("epoch     loss  accuracy  mean IoU  mean F1   seconds")
-        best = max(self.done, key=lambda one: one.score) is epoch
         print(
             f"{epoch.number:>5} {epoch.loss:>8.4f} {epoch.accuracy:>9.4f} {epoch.mean_iou:>9.4f} {epoch.mean_f1:>8.4f}"
             f" {epoch.seconds:>9.1f}"
@@ -218,8 +224,8 @@ class Progress:
 
     def tell(self, news: Any) -> None:
         """What Ray's workers have to say."""
-        for epoch in news.epochs:
-            self.epoch(epoch)
+        for epoch, best in news.epochs:
+            self.write(epoch, best)
         if news.step:
             self.step(*news.step)
 

@@ -1,4 +1,4 @@
-"""Training on Ray Train: two workers compute what one does, and whatever dies, the end is the same."""
+"""Training on Ray Train: whatever dies, the end is the same."""
 
 from __future__ import annotations
 
@@ -63,14 +63,6 @@ def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_two_workers_compute_what_one_does_with_the_same_batch(pair: Path) -> None:
-    """BatchNorm is over the whole batch, and a pixel weighs the same whoever has it, ignored ones and all."""
-    done = run(words(pair, 3, "--workers", 2))
-    assert done.returncode == 0, done.stderr
-    assert load_bundle(pair / "bundle").provenance["workers"] == 2
-    assert_near(load_file(pair / "bundle" / "weights.safetensors"), undisturbed(pair, 3))
-
-
 def test_a_worker_and_the_driver_are_killed_and_the_end_is_the_same(pair: Path) -> None:
     """The worker is replaced and goes on after the last epoch; the same command goes on after the driver has died."""
     job = start(words(pair, LONG.epochs))
@@ -97,16 +89,3 @@ def test_a_worker_and_the_driver_are_killed_and_the_end_is_the_same(pair: Path) 
     assert not (pair / "bundle.run" / "checkpoints").exists()
     finished: subprocess.CompletedProcess[str] = run(words(pair, LONG.epochs))
     assert finished.returncode == 2 and "holds a bundle already" in finished.stderr
-
-
-def test_a_terminated_training_says_what_is_left(pair: Path) -> None:
-    job = start(words(pair, 200))
-    try:
-        wait_for(lambda: epochs_done(pair) >= 1 or job.poll() is not None, 200)
-        job.send_signal(signal.SIGTERM)
-        _, errors = job.communicate(timeout=60)
-    finally:
-        end_group(job)
-    assert job.returncode == 1
-    assert "holds the best network so far, of epoch" in errors and "the same command goes on" in errors
-    load_bundle(pair / "bundle")

@@ -14,12 +14,15 @@ import torch
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from jobs import train_model
 from jobs.train_model import main
 from pipeline.models.bundle import load_bundle
 from pipeline.models.engine import Engine, Execution
+from pipeline.training.fit import Quiet, fit
+from pipeline.training.prepare import prepare
 from tests.processes import job_command, run
 from tests.toys import PROJECT, SHARED
 from tests.training.labelled import write_pair
@@ -45,12 +48,13 @@ def without(words: list[str], option: str) -> list[str]:
     return words[:place] + words[place + 2 :]
 
 
-def test_it_trains_compares_and_writes_a_bundle(words: list[str], tmp_path: Path) -> None:
-    done = run(job_command("train_model", *words))
+def test_two_workers_train_what_one_does_compare_it_and_write_a_bundle(words: list[str], tmp_path: Path) -> None:
+    """On Ray, and beside it in this process: BatchNorm is over the whole batch, and a pixel weighs the same whoever has it."""
+    done = run(job_command("train_model", *words, "--workers", 2))
     assert done.returncode == 0, done.stderr
     bundle = load_bundle(tmp_path / "bundle")
     Engine(bundle, "cpu", Execution())
-    assert bundle.provenance["command"] == f"python jobs/train_model.py {' '.join(words)}"
+    assert bundle.provenance["command"] == f"python jobs/train_model.py {' '.join(words)} --workers 2"
     assert (bundle.arguments, bundle.licences) == ({"width": 2, "depth": 1}, {"data": "CC0-1.0"})
     table = {tuple(line.split()[:-3]): line.split()[-3:] for line in done.stdout.splitlines()}
     assert table[()] == ["network", "logistic_regression", "majority_class"]
@@ -58,9 +62,14 @@ def test_it_trains_compares_and_writes_a_bundle(words: list[str], tmp_path: Path
     assert table["overall", "accuracy"] == [f"{scores['accuracy']:.3f}" for scores in test]
     assert table["IoU", "bright"] == [f"{scores['iou']['bright']:.3f}" for scores in test]
     assert f"halo {bundle.halo} px (exact {bundle.reach.exact_halo} px)" in done.stdout
-    assert {"epochs.csv", "curves.png", "samples.png", "tensorboard", "run.json"} == {
-        path.name for path in (tmp_path / "bundle.run").iterdir()
-    }
+    kept = {path.name for path in (tmp_path / "bundle.run").iterdir()}
+    assert kept == {"epochs.csv", "curves.png", "samples.png", "tensorboard", "run.json"}
+    options = train_model.parse([*words, "--output", str(tmp_path / "alone")])
+    fit(prepare(train_model.read_request(options, words)), torch.device("cpu"))
+    alone, together = (load_file(tmp_path / name / "weights.safetensors") for name in ("alone", "bundle"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    assert (bundle.provenance["workers"], load_bundle(tmp_path / "alone").provenance["workers"]) == (2, 1)
 
 
 def test_check_shows_what_would_be_trained_on_and_trains_nothing(
@@ -132,9 +141,33 @@ def test_a_label_that_no_class_has_is_refused_in_every_set(words: list[str], tmp
         assert f"{tmp_path / 'labels.tif'}: holds 77, which the class table does not have" in capsys.readouterr().err
 
 
-def test_more_workers_than_cores_are_refused(words: list[str]) -> None:
-    done = run(job_command("train_model", *words, "--workers", 99))
-    assert done.returncode == 2 and "--workers 99" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_more_workers_than_cores_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--workers", "99"]) == 2
+    errors = capsys.readouterr().err
+    assert "--workers 99: this machine has" in errors and len(errors.splitlines()) == 1
+
+
+def test_an_interrupted_training_says_what_is_left(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_model, "run_training", interrupted)
+    assert main(words) == 1
+    assert "no epoch was finished and no bundle was written" in capsys.readouterr().err
+
+    class Stopped(Quiet):
+        def epoch(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_model, "run_training", lambda training, _: fit(training, torch.device("cpu"), Stopped()))
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "holds the best network so far, of epoch 1; the same command goes on" in captured.err
+    assert "it goes on" in captured.out
+    assert main([*words, "--learning-rate", "0.1"]) == 2
+    assert "holds a training that was stopped, with another recipe learning_rate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--data", "--output", "--architecture"])
@@ -171,7 +204,7 @@ def test_the_zoo_has_a_line_a_network() -> None:
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert {"unet", "fcn_resnet50", "deeplabv3_mobilenet_v3_large", "logistic_regression", "identity"} <= set(lines)
-    assert "--argument width=64" in lines["unet"]
+    assert "width=64 depth=4" in lines["unet"] and " 31.04 M " in lines["unet"]
 
 
 def _environment() -> dict[str, str]:
