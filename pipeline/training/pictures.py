@@ -96,7 +96,7 @@ def draw_curves(target: Path, columns: Mapping[str, Sequence[float]]) -> None:
             strong = not name.startswith("IoU ")
             scores.plot(columns["epoch"], values, label=name, linewidth=2 if strong else 1, alpha=1 if strong else 0.6)
     scores.set(xlabel="epoch", ylabel="on the validation set", ylim=(0, 1))
-    scores.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside lower center", ncols=6, fontsize=7)
     temporary = storage.temporary(target.parent, target.name)
     figure.savefig(temporary, format="png", dpi=110)
     storage.publish(temporary, target)
