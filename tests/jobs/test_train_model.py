@@ -219,17 +219,19 @@ def demo_block() -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     Returns C x H x W, labels H x W of the block, and the block's columns in the image.
     """
     bundle = load_bundle(MODEL)
-    first, last = bundle.provenance["columns"]["test"]
+    [[_, first, _, length]] = bundle.provenance["data"]["split"]["test"]["LC80380342015230LGN00"]["areas"]
+    last = first + length
     start = first - bundle.reach.exact_halo
     with rasterio.open(ZION / "landsat_b2.tif") as grid:
         crs, place, height, width = grid.crs, grid.transform, grid.height, grid.width
     planes = []
-    for band in bundle.provenance["scene"]["bands"]:
-        with rasterio.open(ZION / band["file"]) as dataset, WarpedVRT(
+    assets = json.loads((ZION / "item.json").read_text())["assets"]
+    for asset, said in ((assets[band.name], assets[band.name]["bands"][0]) for band in bundle.bands):
+        with rasterio.open(ZION / asset["href"]) as dataset, WarpedVRT(
             dataset, crs=crs, transform=place, width=width, height=height, resampling=Resampling.bilinear, nodata=np.nan,
             dtype="float64", tolerance=1e-9,
         ) as placed:  # fmt: skip
-            planes.append(placed.read(1) * band["scale"] + band["offset"])
+            planes.append(placed.read(1) * said.get("raster:scale", 1) + said.get("raster:offset", 0))
     mean, std = ([getattr(band, name) for band in bundle.bands] for name in ("mean", "std"))
     image_CHW = (np.array(planes) - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     with rasterio.open(ZION / "nlcd.tif") as dataset:
@@ -276,12 +278,12 @@ def test_the_demos_bundle_was_made_by_a_command_that_still_parses() -> None:
     command = bundle.provenance["command"].split()
     options = train_model.parse(command[2:])
     assert command[:2] == ["python", "jobs/train_model.py"]
-    assert all((PROJECT / place).exists() for place in (options.data, options.labels, options.classes))
+    assert all((PROJECT / place).exists() for place in (*options.data, options.labels, options.classes))
     classes = json.loads((PROJECT / options.classes).read_text())
     learnt = {entry["name"]: entry["values"] for entry in classes if "ignored" not in entry}
     assert bundle.provenance["labels"]["values"] == learnt
-    train, validation, held_out = (bundle.provenance["columns"][name] for name in ("train", "validation", "test"))
-    assert train[1] + bundle.reach.exact_halo <= validation[0] and validation[1] <= held_out[0]
+    assert (options.validation, options.test) == (["768:888"], ["936:1128"])
+    assert bundle.provenance["data"]["split"]["how"] == f"columns, {bundle.reach.exact_halo} px apart"
 
 
 def test_the_demos_scene_is_a_valid_item() -> None:
