@@ -36,7 +36,8 @@ def find_pairs(data: str, labels: str | None = None) -> list[Pair]:
 
     - a scene (raster or STAC item), with `labels` its label raster or polygons;
     - a folder of images, with `labels` the folder of masks of the same names;
-    - a folder that holds, at any depth, folders of images and of masks side by side (`images` and `masks`, say);
+    - a folder that holds, at any depth, folders of images and of masks side by side (`images` and `masks`, say), or one below
+      such a folder of images (`images/train`, with `masks/train` beside it);
     - a folder of images and masks together, the masks' names marked (`a.jpg` and `a_mask.png`, say);
     - a list, .txt or .csv, with an image and its mask on each line, relative to the list's own folder.
 
@@ -46,7 +47,7 @@ def find_pairs(data: str, labels: str | None = None) -> list[Pair]:
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         pairs = list(_listed(path))
     elif path.is_dir() and labels is None:
-        folders = _folders(path)
+        folders = _folders(path) or _beside(path)
         pairs = list(chain.from_iterable(_matched(images, masks, path) for images, masks in folders)) if folders else _mixed(path)
     elif path.is_dir() and storage.local_path(labels or "").is_dir():
         pairs = list(_matched(path, storage.local_path(labels or ""), path))
@@ -99,8 +100,31 @@ def _folders(path: Path) -> list[tuple[Path, Path]]:
         below = {folder.name.lower(): folder for folder in parent.iterdir() if folder.is_dir()}
         images = [below[name] for name in IMAGE_FOLDERS if name in below]
         masks = [below[name] for name in MASK_FOLDERS if name in below]
-        found += [(images[0], masks[0])] if images and masks else []
+        found += _same(images[0], masks[0]) if images and masks else []
     return found
+
+
+def _same(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """The two folders, or where they hold only folders, those of the same names in them (`images/train`, `masks/train`)."""
+    names = sorted(folder.name for folder in images.iterdir() if folder.is_dir() and (masks / folder.name).is_dir())
+    if not names or any(file.suffix.lower() in RASTER_SUFFIXES for file in images.iterdir()):
+        return [(images, masks)]
+    return [(images / name, masks / name) for name in names]
+
+
+def _beside(path: Path) -> list[tuple[Path, Path]]:
+    """`images/train` with `masks/train`, where `path` is the former."""
+    for images in (path, *path.parents):
+        if images.name.lower() in IMAGE_FOLDERS:
+            candidates = [images.with_name(other.name) / path.relative_to(images) for other in images.parent.iterdir()]
+            masks = [folder for folder in candidates if folder.is_dir() and _top(folder, images).lower() in MASK_FOLDERS]
+            return [(path, masks[0])] if masks else []
+    return []
+
+
+def _top(folder: Path, images: Path) -> str:
+    """The name of the folder beside `images` that `folder` is in."""
+    return folder.relative_to(images.parent).parts[0]
 
 
 def _mixed(path: Path) -> list[Pair]:

@@ -43,6 +43,16 @@ def test_folders_side_by_side_at_any_depth(tmp_path: Path, images: str, masks: s
     assert told(found, tmp_path) == expected and len(found) == 4
 
 
+def test_sets_below_the_folders_of_images_and_masks(tmp_path: Path) -> None:
+    """`images/train` and `masks/train`: all sets by the folder above, one by its own."""
+    laid_out(tmp_path, *(f"{kind}/{part}/{number}.png" for kind in ("images", "labels") for part in ("train", "val") for number in (1, 2)))
+    assert told(find_pairs(str(tmp_path)), tmp_path) == {
+        f"images/{part}/{n}.png": (f"images/{part}/{n}.png", f"labels/{part}/{n}.png") for part in ("train", "val") for n in (1, 2)
+    }
+    found = told(find_pairs(str(tmp_path / "images" / "val")), tmp_path)
+    assert found == {f"{n}.png": (f"images/val/{n}.png", f"labels/val/{n}.png") for n in (1, 2)}
+
+
 @pytest.mark.parametrize("mark", ["", "_mask", "_L", "-labels", ".gt", "_GT", " mask"])
 def test_a_mask_may_be_marked_and_of_another_format(tmp_path: Path, mark: str) -> None:
     laid_out(tmp_path, "photos/Street 1.JPEG", "photos/b.PNG", f"truth/Street 1{mark}.tif", f"truth/b{mark}.png", "truth/notes.tiff.png")
