@@ -37,7 +37,7 @@ from pipeline.training.pictures import Example, draw_samples
 from pipeline.training.sampling import Draws
 from pipeline.training.splits import Split
 from pipeline.training.statistics import Statistics, class_weights
-from pipeline.training.validation import classify, cores, logits_of, score
+from pipeline.training.validation import classify, logits_of, score, some_cores
 
 MEGAPIXEL = 1_000_000  # what `--halo auto` is measured on, at least
 MEGAPIXEL_SIDE = 1_000  # px
@@ -167,10 +167,8 @@ def baselines(training: Training, tested: Scores, device: torch.device) -> dict[
 
 def examples(training: Training, network: nn.Module, most: int = 6) -> list[Example]:
     """Validation samples, evenly chosen, with what the network makes of them."""
-    found = cores(training.split.validation)
-    chosen = [found[number] for number in np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)]
     bands, shown = training.statistics.bands, []
-    for item, core in chosen:
+    for item, core in some_cores(training.split.validation, most):
         logits_KHW, labels_HW = logits_of(network, item, core, bands, training.reach)
         image_CHW = item.read(core).normalised(bands).numpy()
         shown.append(Example(item.name, image_CHW, labels_HW, logits_KHW.argmax(0).to(torch.uint8).cpu().numpy()))

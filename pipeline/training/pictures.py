@@ -32,24 +32,23 @@ def draw_samples(target: Path, examples: Sequence[Example], table: ClassTable) -
     """Write a PNG sheet: of each example the image, the labels over it and the prediction over it; and a legend."""
     rows, font = [_pictures(item, table) for item in examples], ImageFont.load_default(14)
     cell = max(sum(picture.width + GAP for picture in row) for row in rows) + MARGIN
-    tall = max(row[0].height for row in rows) + LINE + MARGIN
     across = min(len(rows), max(1, WIDEST // cell))
+    heights = [max(row[0].height for row in rows[first : first + across]) + LINE + MARGIN for first in range(0, len(rows), across)]
     width = max(across * cell + MARGIN, 480)
     named = max(1, width // LEGEND)
-    height = LINE + -(-len(rows) // across) * tall + LINE * -(-len(table.classes) // named) + MARGIN
-    page = Image.new("RGB", (width, height), PAPER)
+    below = LINE + sum(heights)
+    page = Image.new("RGB", (width, below + LINE * -(-len(table.classes) // named) + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     titles = "image, labels, prediction" if any(item.predicted_HW is not None for item in examples) else "image, labels"
     draw.text((MARGIN, 4), f"{titles}; grey: ignored", fill=FAINT, font=font)
     for number, (item, row) in enumerate(zip(examples, rows, strict=True)):
-        left, top = MARGIN + number % across * cell, LINE + number // across * tall
+        left, top = MARGIN + number % across * cell, LINE + sum(heights[: number // across])
         draw.text((left, top), item.name[-cell // 8 :], fill=INK, font=font)
         for picture in row:
             page.paste(picture, (left, top + LINE - 4))
             left += picture.width + GAP
-    top = height - MARGIN - LINE * -(-len(table.classes) // named)
     for number, label in enumerate(table.classes):
-        left, line = MARGIN + number % named * LEGEND, top + number // named * LINE
+        left, line = MARGIN + number % named * LEGEND, below + number // named * LINE
         draw.rectangle((left, line + 3, left + 14, line + 17), fill=label.entry.color, outline=FAINT)
         draw.text((left + 20, line), label.entry.name[:20], fill=INK, font=font)
     temporary = storage.temporary(target.parent, target.name)

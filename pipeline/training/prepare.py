@@ -16,14 +16,14 @@ from pipeline.geometry.windows import Span
 from pipeline.imagery import storage
 from pipeline.models.networks import build_network
 from pipeline.models.receptive import find_reach
-from pipeline.training.classes import IGNORE, read_classes
+from pipeline.training.classes import read_classes
 from pipeline.training.datasets import LabelledScene, open_labelled
 from pipeline.training.fit import Training, check_window
 from pipeline.training.loop import Recipe
 from pipeline.training.pictures import Example, draw_samples
 from pipeline.training.splits import HeldOut, Split, split
 from pipeline.training.statistics import Statistics, class_weights, count_labels, measure
-from pipeline.training.validation import context_px, cores
+from pipeline.training.validation import context_px, some_cores
 
 ON_SHEET = 12  # samples on each sheet of `draw_check`
 
@@ -126,9 +126,7 @@ def draw_check(training: Training, run: Path) -> None:
     table, bands = training.split.train[0].table, training.statistics.bands
     shown = []
     for called, scenes in training.split.sets().items():
-        found = [(item, core) for item, core in cores(scenes) if (item.read_labels(core) != IGNORE).any()]
-        for number in np.linspace(0, len(found) - 1, min(ON_SHEET // 3, len(found))).astype(int):
-            item, core = found[number]
+        for item, core in some_cores(scenes, ON_SHEET // 3):
             block = item.read(core)
             shown.append(Example(f"{called}: {item.name}", block.normalised(bands).numpy(), block.labels_HW))
     draw_samples(run / "labels.png", shown, table)

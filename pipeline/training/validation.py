@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pipeline.imagery.bands import Band
 from pipeline.models.bundle import INEXACT_HALO
 from pipeline.models.metrics import Scores, confusion_matrix
 from pipeline.models.receptive import Reach
+from pipeline.training.classes import IGNORE
 from pipeline.training.datasets import LabelledScene
 from pipeline.training.distributed import rank, summed, world
 
@@ -34,6 +36,18 @@ def cores(scenes: Sequence[LabelledScene]) -> list[tuple[LabelledScene, Window]]
         for row in range(area.row, area.rows.stop, CORE)
         for col in range(area.col, area.cols.stop, CORE)
     ]
+
+
+def some_cores(scenes: Sequence[LabelledScene], most: int) -> list[tuple[LabelledScene, Window]]:
+    """Up to `most` of the cores to be looked at, evenly chosen: no slivers, and such that have labels where they are easily found."""
+    found = cores(scenes)
+    largest = max((core.pixels for _, core in found), default=0)
+    tried = _evenly([(item, core) for item, core in found if 2 * core.pixels >= largest], 4 * most)
+    return _evenly([(item, core) for item, core in tried if (item.read_labels(core) != IGNORE).any()] or tried, most)
+
+
+def _evenly(things: list[Any], most: int) -> list[Any]:
+    return [things[number] for number in np.unique(np.linspace(0, len(things) - 1, most).astype(int))] if things else []
 
 
 @torch.inference_mode()
