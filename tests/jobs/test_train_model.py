@@ -141,7 +141,8 @@ def test_a_label_that_no_class_has_is_refused_in_every_set(words: list[str], tmp
         assert f"{tmp_path / 'labels.tif'}: holds 77, which the class table does not have" in capsys.readouterr().err
 
 
-def test_more_workers_than_cores_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_workers_than_cores_are_refused(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # Ray sets it in a process that has started it
     assert main([*words, "--workers", "99"]) == 2
     errors = capsys.readouterr().err
     assert "--workers 99: this machine has" in errors and len(errors.splitlines()) == 1
