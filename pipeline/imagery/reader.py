@@ -94,7 +94,7 @@ class SceneReader:
             try:
                 with careful():
                     values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
+                    shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise Unreadable(
