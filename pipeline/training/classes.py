@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
+import pyarrow
 
 from pipeline.errors import Refused
 from pipeline.imagery import storage
@@ -68,8 +68,8 @@ class ClassTable:
     def ids(self, labels_HW: np.ndarray, valid_HW: np.ndarray, place: str) -> np.ndarray:
         """The class of each label value, uint8 H x W; 255 where it is not valid or ignored. Raises Refused as `ids_of`."""
         ids_HW = np.full(labels_HW.shape, IGNORE, np.uint8)
-        where, found = pandas.factorize(labels_HW[valid_HW])  # 5 times quicker than numpy.unique, which sorts
-        ids_HW[valid_HW] = self.ids_of(found.astype(np.int64).tolist(), place)[where]
+        found = pyarrow.array(labels_HW[valid_HW]).dictionary_encode()  # several times quicker than numpy.unique, which sorts
+        ids_HW[valid_HW] = self.ids_of(map(int, found.dictionary.to_pylist()), place)[found.indices.to_numpy()]
         return ids_HW
 
     def _called(self, values: Iterable[Value]) -> str:

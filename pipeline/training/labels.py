@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import geopandas
 import numpy as np
 import rasterio.features
-from pandas import notna
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
@@ -27,6 +25,9 @@ from pipeline.imagery.catalogue import RASTER_SUFFIXES, Asset, BandEntry, Source
 from pipeline.imagery.raster import Grid, Scene, open_dataset, open_scene
 from pipeline.imagery.reader import SceneReader
 from pipeline.training.classes import IGNORE, ClassTable, Value
+
+if TYPE_CHECKING:
+    import geopandas  # a second to import, which only those who have polygons should wait
 
 LABELS = ("labels", "labels green", "labels blue")  # what the bands of a mask are called beside the image's
 READERS_OPEN = 64
@@ -161,6 +162,9 @@ def _palette(dataset: DatasetReader) -> tuple[int, ...] | None:
 
 
 def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabels:
+    import geopandas
+    from pandas import notna
+
     try:
         shapes = geopandas.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file(path)
     except Exception as error:  # of pyogrio, pyarrow and GDAL, which share no base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,18 @@ def test_more_workers_than_cores_are_refused(words: list[str], capsys: pytest.Ca
     assert main([*words, "--workers", "99"]) == 2
     errors = capsys.readouterr().err
     assert "--workers 99: this machine has" in errors and len(errors.splitlines()) == 1
+
+
+def test_without_ray_it_trains_in_this_process(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_model, "find_spec", lambda name: None)
+    assert main([*words, "--workers", "2"]) == 2
+    assert "--workers 2: Ray is not installed" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "bundle.run")
+    assert main(words) == 0
+    assert "epoch     loss  accuracy  mean IoU" in capsys.readouterr().out
+    assert load_bundle(tmp_path / "bundle").provenance["epochs"] == 2
 
 
 def test_an_interrupted_training_says_what_is_left(
