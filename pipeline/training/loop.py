@@ -208,8 +208,16 @@ class Trainer:
 
     def _loss(self, network: Any, batch_BCHW: torch.Tensor, labels_BHW: torch.Tensor, denominators: torch.Tensor) -> torch.Tensor:
         batch_BCHW = batch_BCHW.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            logits_BKHW = network(batch_BCHW)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                logits_BKHW = network(batch_BCHW)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            size = len(batch_BCHW)
+            raise Refused(
+                f"this network pools globally, and cannot learn from {size} window at a time: a larger --batch, or fewer pieces"
+            ) from None
         return self.loss(logits_BKHW, labels_BHW.to(self.device, non_blocking=True), denominators)
 
     def _batches(self, number: int) -> Iterator[Any]:

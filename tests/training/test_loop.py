@@ -178,6 +178,21 @@ def test_a_batch_that_does_not_fit_in_memory_is_computed_in_pieces(task: Trainin
         trainer_of(task)
 
 
+def test_a_network_that_pools_globally_needs_more_than_a_window(task: Training) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+
+        def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
+            return self.layers(batch_BCHW).expand(-1, -1, *batch_BCHW.shape[2:])
+
+    recipe = replace(task.recipe, batch=1)
+    trainer = Trainer(Pooled(), task.draws(), recipe, torch.ones(2), CPU)
+    with pytest.raises(Refused, match="cannot learn from 1 window at a time: a larger --batch"):
+        trainer.run_epoch(scoring(task))
+
+
 def test_steps_are_reported(task: Training) -> None:
     seen: list[tuple[int, int, int, float]] = []
     trainer = trainer_of(task, replace(task.recipe, epochs=1))
