@@ -44,11 +44,16 @@ class Progress:
         left = clock((self.pixels - self.done_pixels) * seconds / self.done_pixels) if self.done_pixels else "unknown time"
         text = f"{self.done_shards}/{self.shards} shards, {self.done_pixels / seconds / 1e6:.2f} MPix/s, {left} left"
         if self.bar:
-            filled = BAR_WIDTH * self.done_shards // max(self.shards, 1)
-            self.stream.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}\x1b[K")
+            self.stream.write(bar(self.done_shards, self.shards, text))
         else:
             self.stream.write(f"progress {text}\n")
         self.stream.flush()
+
+
+def bar(done: int, total: int, text: str) -> str:
+    """A bar and a text that take the place of a terminal's line."""
+    filled = BAR_WIDTH * done // max(total, 1)
+    return f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}\x1b[K"
 
 
 def clock(seconds: float) -> str:

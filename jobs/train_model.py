@@ -26,6 +26,7 @@ import torch
 from rasterio.errors import NotGeoreferencedWarning
 
 from cluster.environment import in_submitted_job, ray_address, secure_embedded_ray
+from cluster.progress import bar
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
 from pipeline.models.bundle import Bundle, load_bundle
@@ -201,8 +202,7 @@ class Progress:
         self.written = now
         text = f"epoch {epoch}/{self.epochs}, step {step}/{steps}, loss {loss:.4f}"
         if self.bar:
-            filled = 30 * step // steps
-            print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {text}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(bar(step, steps, text), end="", file=sys.stderr, flush=True)
         else:
             print(text, flush=True)
 

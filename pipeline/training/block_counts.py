@@ -20,6 +20,7 @@ from pipeline.models.bundle import NODATA, Bundle, ClassEntry
 from pipeline.models.calibration import calibration_counts
 from pipeline.models.metrics import confusion_matrix
 from pipeline.training.classes import LabelClass
+from pipeline.training.labels import ignored_outside
 
 BLOCK_SIDE = 256  # px: blocks that are drawn anew where there are few scenes; errors of one hardly say those of the next
 MOST_BLOCKS = 10_000  # beyond it blocks are larger, so that counts keep their memory
@@ -107,11 +108,7 @@ def _count(
     truth_hw, ids_Bhw, percents_hw = common_HW[core], ids_BHW[:, *core], [percent_HW[core] for percent_HW in percents]
     right_BN = ((ids_Bhw == truth_hw) & (truth_hw != NODATA)).reshape(len(ids_Bhw), -1).astype(float)
     wrong_BN = ((ids_Bhw != truth_hw) & (truth_hw != NODATA)).reshape(len(ids_Bhw), -1).astype(float)
-    inside_hw = np.zeros(truth_hw.shape, bool)
-    for windows, belongs in ((item.areas, True), (item.excluded, False)):
-        for part in filter(None, map(block.intersection, windows)):
-            inside_hw[part.relative_to(block).slices()] = belongs
-    maps = [np.where(inside_hw, ids_hw, np.uint8(NODATA)) for ids_hw in ids_Bhw]
+    maps = [ignored_outside(ids_hw.copy(), block, item.areas, item.excluded) for ids_hw in ids_Bhw]
     crs = item.scene.grid.rasterio_crs if item.scene.on_ground else None
     ground = ground_areas(block, item.scene.grid.affine, crs) if crs else None
     return UnitCounts(

@@ -66,8 +66,7 @@ class LabelledScene:
     @property
     def fingerprint(self) -> str:
         """What tells this image from others: the first 16 hex digits of its first band's file's SHA-256."""
-        path = Path(self.scene.bands[0].path)
-        return _sha256(path, storage.version(path))[:16]
+        return file_sha256(Path(self.scene.bands[0].path))[:16]
 
     def read_labels(self, window: Window) -> np.ndarray:
         """Class ids, uint8 H x W: 255 where ignored, outside the grid, outside `areas` or in `excluded`.
@@ -91,13 +90,13 @@ class LabelledScene:
         physical_CHW = np.where(valid_CHW, values_CHW.astype(np.float32) * scale + offset, np.float32(0))
         return Block(window, physical_CHW, valid_CHW, labels_HW)
 
-    def pieces(self) -> list[Window]:
-        """Windows that cover `areas`, each of at most 1024 px a side."""
+    def pieces(self, side: int = PIECE) -> list[Window]:
+        """Windows that cover `areas`, each cut from its own corner into pieces of at most `side` px."""
         return [
-            Window(row, col, min(PIECE, area.rows.stop - row), min(PIECE, area.cols.stop - col))
+            Window(row, col, min(side, area.rows.stop - row), min(side, area.cols.stop - col))
             for area in self.areas
-            for row in range(area.row, area.rows.stop, PIECE)
-            for col in range(area.col, area.cols.stop, PIECE)
+            for row in range(area.row, area.rows.stop, side)
+            for col in range(area.col, area.cols.stop, side)
         ]
 
 
@@ -139,6 +138,11 @@ def _told_apart(pairs: Sequence[Pair]) -> list[Pair]:
         return list(pairs)
     top = os.path.commonpath([os.path.dirname(pair.image.uri) for pair in pairs])
     return [pair._replace(name=os.path.relpath(pair.image.uri, top)) for pair in pairs]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, computed once as long as the file stays as it is."""
+    return _sha256(path, storage.version(path))
 
 
 @lru_cache(100_000)

@@ -19,7 +19,6 @@ from torch import nn
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, ceil_to
-from pipeline.imagery import storage
 from pipeline.inference.plan import software
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
@@ -30,6 +29,7 @@ from pipeline.models.networks.pretrained import Loaded, load_encoder
 from pipeline.models.receptive import Reach, measure_halo
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.baselines import fit_logistic_regression, majority_scores, sample_pixels
+from pipeline.training.datasets import file_sha256
 from pipeline.training.distributed import rank, world
 from pipeline.training.journal import write_epoch
 from pipeline.training.loop import Epoch, Recipe, State, Trainer, best_epoch
@@ -128,7 +128,7 @@ def fit(training: Training, device: torch.device, hooks: Hooks = Quiet()) -> dic
     state = hooks.resumed()
     if state is not None:
         trainer.load(state)
-    said = provenance(training, trainer, loaded)
+    said = provenance(training, trainer, loaded) if rank() == 0 else {}
     while not trainer.finished:
         epoch = trainer.run_epoch(lambda candidate: score(candidate, split.validation, bands, reach), hooks.step)
         if rank() == 0 and best_epoch(trainer.epochs) is epoch:
@@ -294,7 +294,7 @@ def _files(training: Training) -> dict[str, Any]:
     """How many files were used, and one SHA-256 over theirs, in order of their paths; of a few files each."""
     scenes = [item for some in training.split.sets().values() for item in some]
     paths = sorted({Path(band.path) for item in scenes for band in item.scene.bands} | {Path(item.labels.place) for item in scenes})
-    hashes = {path: storage.sha256(path) for path in paths}
+    hashes = {path: file_sha256(path) for path in paths}
     total = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()
     each = {path.name: found for path, found in hashes.items()} if len(paths) <= 20 else {}
     return {"count": len(paths), "sha256_of_all": total, "sha256": each}

@@ -154,8 +154,7 @@ def _by_blocks(
 
 
 def _labelled_blocks(item: LabelledScene, side: int) -> list[Window]:
-    windows = [window for area in item.areas for window in _cells(area, side)]
-    return [window for window in windows if (item.read_labels(window) != IGNORE).mean() >= LEAST_LABELLED]
+    return [window for window in item.pieces(side) if (item.read_labels(window) != IGNORE).mean() >= LEAST_LABELLED]
 
 
 def _ceil(count: float) -> int:
@@ -167,14 +166,6 @@ def _block(item: LabelledScene) -> int:
     """A side in px that cuts the scene into some 8 x 8 blocks."""
     shorter = min(item.scene.grid.height, item.scene.grid.width)
     return min(max(shorter // BLOCKS_ACROSS // SMALLEST_BLOCK * SMALLEST_BLOCK, SMALLEST_BLOCK), LARGEST_BLOCK)
-
-
-def _cells(area: Window, side: int) -> list[Window]:
-    return [
-        Window(row, col, min(side, area.rows.stop - row), min(side, area.cols.stop - col))
-        for row in range(area.row, area.rows.stop, side)
-        for col in range(area.col, area.cols.stop, side)
-    ]
 
 
 def _grown(window: Window, margin: int) -> Window:

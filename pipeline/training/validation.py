@@ -29,13 +29,7 @@ def context_px(reach: Reach) -> int:
 
 def cores(scenes: Sequence[LabelledScene]) -> list[tuple[LabelledScene, Window]]:
     """The areas of the scenes, cut into windows of at most 512 px a side."""
-    return [
-        (item, Window(row, col, min(CORE, area.rows.stop - row), min(CORE, area.cols.stop - col)))
-        for item in scenes
-        for area in item.areas
-        for row in range(area.row, area.rows.stop, CORE)
-        for col in range(area.col, area.cols.stop, CORE)
-    ]
+    return [(item, core) for item in scenes for core in item.pieces(CORE)]
 
 
 def some_cores(scenes: Sequence[LabelledScene], most: int) -> list[tuple[LabelledScene, Window]]:
