@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -23,7 +25,8 @@ AT_ONCE = 2  # tasks in one actor: while a shard has the device, the next one re
 class Worker:
     """A Segmenter behind Ray, which also publishes scenes, so that the driver never handles a raster."""
 
-    def __init__(self, bundle: str, device: str):
+    def __init__(self, bundle: str, device: str, access: Mapping[str, str]):
+        os.environ.update(access)
         self.bundle, self.device = bundle, device
 
     def ready(self) -> None:
@@ -38,10 +41,13 @@ class Worker:
         return publish_scene(ledger, plan, source, self.segmenter.bundle, run_id, accept_partial=accept_partial)
 
 
-def start_actors(count: int, bundle: str, device: Device, *, memory_bytes: int, cache_bytes: int) -> list[Any]:
+def start_actors(
+    count: int, bundle: str, device: Device, *, memory_bytes: int, cache_bytes: int, access: Mapping[str, str]
+) -> list[Any]:  # fmt: skip
     """Start `count` actors, each with a core or a GPU of its own and its computed memory reserved.
 
-    A killed actor is started again by Ray; what it was doing is retried by `dispatch`, which counts attempts.
+    `access` says where s3:// is; it travels as an argument, since Ray writes a runtime environment to its logs. A killed actor
+    is started again by Ray; what it was doing is retried by `dispatch`, which counts attempts.
     """
     options = {
         "num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "memory": memory_bytes,
@@ -49,4 +55,4 @@ def start_actors(count: int, bundle: str, device: Device, *, memory_bytes: int, 
         "runtime_env": {"env_vars": allocator.ENVIRONMENT | {"GDAL_CACHEMAX": str(cache_bytes // 2**20 + 1)}},
     }  # fmt: skip
     start = ray.remote(Worker).options(**options)
-    return [start.remote(bundle, device.kind) for _ in range(count)]
+    return [start.remote(bundle, device.kind, access) for _ in range(count)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,41 @@ class Device:
     def slots(self, node: Node) -> int:
         """How many actors a node has room for: one a GPU, or one a core."""
         return node.gpus if self.kind == "cuda" else node.cpus
+
+
+ACCESS = {
+    "endpoint-url": ("AWS_ENDPOINT_URL_S3", "URL", "where s3:// is, if not at Amazon"),
+    "region": ("AWS_REGION", "NAME", "the buckets' region"),
+    "profile": ("AWS_PROFILE", "NAME", "whose credentials to use"),
+}
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """The options that say where s3:// is and as whom to ask, each in place of a variable of the AWS environment."""
+    group = parser.add_argument_group("object storage", "credentials come from the usual AWS environment, on every node")
+    for option, (variable, metavar, what) in ACCESS.items():
+        group.add_argument(f"--{option}", metavar=metavar, help=f"{what} (default: {variable})")
+
+
+def use_access(options: argparse.Namespace) -> dict[str, str]:
+    """Set what was asked for in this process's environment, and return it, for actors on other machines to set."""
+    asked = {variable: getattr(options, option.replace("-", "_")) for option, (variable, _, _) in ACCESS.items()}
+    found = {variable: value for variable, value in asked.items() if value is not None}
+    if "AWS_REGION" in found:
+        found["AWS_DEFAULT_REGION"] = found["AWS_REGION"]  # botocore reads this one
+    os.environ.update(found)
+    return found
+
+
+def without_access(command: Sequence[str]) -> list[str]:
+    """A command line as a run record may show it."""
+    shown, hide = [], False
+    for word in command:
+        name, _, value = word.removeprefix("--").partition("=")
+        ours = word.startswith("--") and name in ACCESS
+        shown.append("..." if hide else f"--{name}=..." if ours and value else word)
+        hide = ours and not value
+    return shown
 
 
 def ray_address() -> str:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.environment import without_access
 from cluster.scenes import SceneWork
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place, Remote
 from pipeline.inference.plan import software
 from pipeline.inference.segment import ShardResult
 from pipeline.inference.stages import events
@@ -26,17 +27,18 @@ OUTCOMES = {0: "done", 1: "error", 2: "refused", 3: "failed on data"}
 class RunRecord:
     """Created when work begins, replaced when it ends, however it ends; a run that is refused leaves none."""
 
-    def __init__(self, out: Path, command: Sequence[str], bundle: Bundle, done: Sequence[str], refusals: Mapping[str, str]):
+    def __init__(self, out: Place, command: Sequence[str], bundle: Bundle, done: Sequence[str], refusals: Mapping[str, str]):
         now = datetime.now(UTC)
         self.run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self._path = out / "runs" / f"{self.run_id}.json"
+        self._trace = out / "traces" / self._path.name
         self._began, self._at = time.monotonic(), time.time()
         self._works: list[SceneWork] = []
         self._refusals = refusals
         self._started = False
         self._content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "outcome": "running",
-            "command": list(command), "bundle": {"path": bundle.path, "model_id": bundle.model_id},
+            "command": without_access(command), "bundle": {"path": bundle.path, "model_id": bundle.model_id},
             "software": software() | {"ray": version("ray")},
             "already_done": list(done),
         }  # fmt: skip
@@ -58,11 +60,9 @@ class RunRecord:
     def trace(self, result: ShardResult) -> None:
         """Add where the time of a shard went to OUT/traces/<run_id>.json, which chrome://tracing and ui.perfetto.dev open.
 
-        It is a log, written as shards end, so that the driver holds no more for a larger scene.
+        It is a log, written as shards end, so that the driver holds no more for a larger scene; to a bucket it goes at the end.
         """
-        path = self._path.parents[1] / "traces" / self._path.name
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with (storage.workshop(self._trace.parent) / self._trace.name).open("a", encoding="utf-8") as file:
             file.writelines(
                 ("[\n" if file.tell() == 0 else "") + f"{json.dumps(event)},\n" for event in events(result.worker, result.spans)
             )
@@ -85,6 +85,9 @@ class RunRecord:
             "scenes": [_scene(work) for work in self._works],
         }  # fmt: skip
         storage.replace_json(self._path, content)
+        log = storage.workshop(self._trace.parent) / self._trace.name
+        if isinstance(self._trace, Remote) and log.exists():
+            storage.publish(log, self._trace)
 
 
 def _scene(work: SceneWork) -> dict[str, Any]:

@@ -3,6 +3,7 @@ as soon as its last shard is done."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -55,8 +56,7 @@ def run_scenes(
     """
     with ray_session() as nodes:
         device = find_device(nodes)
-        inputs = {band.path for opened in todo for band in opened.scene.bands}
-        check_paths(nodes, [bundle.path, *sorted(inputs)], str(request.out))
+        check_paths(nodes, [bundle.path, *sorted({band.path for opened in todo for band in opened.scene.bands})], str(request.out))
         workers = expected_workers(request, device, nodes)
         resources = Resources(
             device.description, worker_budget(request, device, nodes), workers, sum(opened.region.window.pixels for opened in todo)
@@ -65,7 +65,7 @@ def run_scenes(
         new = [(opened.scene, opened.region) for opened, plan in zip(todo, before, strict=True) if plan is None]
         choice = _choose(bundle, device, request, new, workers) if new else REFERENCE
         plans = [plan or plan_scene(opened, bundle, request, choice, resources) for opened, plan in zip(todo, before, strict=True)]
-        check_space(plans, request.out)
+        check_space(plans, request.out, workers)
         adopt_dataset(request.out, dataset)
         choice.keep(request.out / QUANTISED)
         works = [adopt_scene(opened, plan, request, device.description) for opened, plan in zip(todo, plans, strict=True)]
@@ -74,6 +74,7 @@ def run_scenes(
         actors = start_actors(
             count, bundle.path, device,
             memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
+            access=request.access,
         )  # fmt: skip
         segment_scenes(works, actors, record, accept_partial=request.accept_partial)
     return works
@@ -87,7 +88,7 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
         return trial.choose(others=False)  # without the start of another process
     print("measuring engines, once for this model and machine ...", file=sys.stderr)
     options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
-    choice: Any = ray.remote(**options)(_try_all).remote(prepare)
+    choice: Any = ray.remote(**options)(_try_all).remote(prepare, request.access)
     try:
         return ray.get(choice)
     except ray.exceptions.RayTaskError as error:
@@ -96,7 +97,8 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
         raise
 
 
-def _try_all(prepare: Callable[[], Trial]) -> Choice:
+def _try_all(prepare: Callable[[], Trial], access: Mapping[str, str]) -> Choice:
+    os.environ.update(access)
     return prepare().choose(others=True)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cluster.environment import Device, Node
@@ -16,6 +16,7 @@ from pipeline.imagery.catalogue import Source, find_sources
 from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import check_scaling
 from pipeline.imagery.region import Area, Region, region_of
+from pipeline.imagery.storage import Place, Remote
 from pipeline.inference.ledger import SceneLedger, scene_folder
 from pipeline.inference.part import FailedWindow
 from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
@@ -32,13 +33,14 @@ ROOMY_BYTES = 4 * GIB  # a worker may use at least this much, if need be with fe
 class Request:
     """What was asked for of a run. `settings` make the data set; the rest may differ from run to run."""
 
-    out: Path
+    out: Place
     settings: Settings
     workers: int | Literal["auto"] = "auto"
     batch: int | Literal["auto"] = "auto"
     memory_bytes: int | None = None  # of one worker
     fresh: bool = False
     accept_partial: bool = False
+    access: Mapping[str, str] = field(default_factory=dict)  # variables of the AWS environment that options gave
 
 
 class OpenedScene(NamedTuple):
@@ -189,8 +191,15 @@ def count_workers(request: Request, works: Sequence[SceneWork], device: Device, 
     return max(1, min(wanted, slots, tasks))
 
 
-def check_space(plans: Sequence[Plan], out: Path) -> None:
-    """Raise Refused where the disk of OUT has less free space than the results may take."""
-    needed, free = sum(plan.disk_bytes for plan in plans), storage.free_bytes(out)
+def check_space(plans: Sequence[Plan], out: Place, workers: int) -> None:
+    """Raise Refused where the disk on which results are made has less free space than they may take.
+
+    What goes to a bucket is made on the local disk, a scene a worker at a time.
+    """
+    sizes, free = sorted((plan.disk_bytes for plan in plans), reverse=True), storage.free_bytes(out)
+    if isinstance(out, Remote):
+        needed, fix = sum(sizes[:workers]), f"set TMPDIR to a folder with more than {tempfile.gettempdir()} has"
+    else:
+        needed, fix = sum(sizes), "choose another --output"
     if needed > free:
-        raise Refused(f"{out}: the results may take {needed / GIB:.2f} GiB and {free / GIB:.2f} GiB are free: choose another --output")
+        raise Refused(f"{out}: the results may take {needed / GIB:.2f} GiB and {free / GIB:.2f} GiB are free: {fix}")

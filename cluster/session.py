@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.environment import PROJECT, Device, Node, in_submitted_job, ray_address
 from pipeline.errors import Refused
+from pipeline.imagery import storage
 from pipeline.models.engine import choose_device, describe_device
 
 OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
@@ -79,7 +80,7 @@ def find_device(nodes: Sequence[Node]) -> Device:
 
 
 def check_paths(nodes: Sequence[Node], inputs: Sequence[str], out: str) -> None:
-    """Raise Refused, naming the node and the path, where a node of several cannot see an input or the output's folder."""
+    """Raise Refused, naming the node and the path, where a node of several cannot see a local input or the output's folder."""
     if len(nodes) < 2:
         return
     look = ray.remote(num_cpus=0)(_missing)
@@ -94,11 +95,14 @@ def check_paths(nodes: Sequence[Node], inputs: Sequence[str], out: str) -> None:
 
 
 def _missing(inputs: list[str], out: str) -> list[str]:
-    parent = Path(out)
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    shared = parent if parent != parent.parent else Path(out)
-    return [path for path in [*inputs, str(shared)] if not os.path.exists(path)]
+    local = [path for path in inputs if isinstance(storage.place_of(path), Path)]
+    place = storage.place_of(out)
+    if isinstance(place, Path):
+        parent = place
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        local.append(str(parent if parent != parent.parent else place))
+    return [path for path in local if not os.path.exists(path)]
 
 
 def _get(answer: Any, what: str) -> Any:

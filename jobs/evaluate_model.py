@@ -22,6 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import check_precision
 from pipeline.results.evaluation_report import write_report
@@ -80,7 +81,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
         )  # fmt: skip
         return found if options.all else held_out_of(found, splits)
 
-    out = storage.local_path(options.output)
+    out = storage.place_of(options.output)
     with working_folder(out) as folder:
         evaluation = evaluate_bundles(
             bundles, open_data, folder, data=" ".join(options.data), precision=options.precision, tolerance=options.boundary_tolerance,
@@ -99,7 +100,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
 
 def load_bundles(places: Sequence[str]) -> dict[str, Bundle]:
     """The bundles by names that tell them apart: the last parts of their paths, as many as that takes."""
-    paths = [storage.local_path(place) for place in places]
+    paths = [storage.place_of(place) for place in places]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice:
         raise Refused(f"{twice}: is named more than once")
@@ -109,14 +110,14 @@ def load_bundles(places: Sequence[str]) -> dict[str, Bundle]:
     return {_tail(path, parts): load_bundle(path) for path in paths}
 
 
-def _tail(path: Path, parts: int) -> str:
-    return "/".join(path.parts[-parts:])
+def _tail(path: Place, parts: int) -> str:
+    return "/".join(str(path).split("/")[-parts:])
 
 
 def class_table(options: argparse.Namespace, bundles: dict[str, Bundle]) -> ClassTable | None:
     """Which label values are which class: by --classes, or as the first bundle that remembers it was trained; None: ask the labels."""
     if options.classes:
-        return read_classes(storage.local_path(options.classes), options.ignore)
+        return read_classes(storage.place_of(options.classes), options.ignore)
     for bundle in bundles.values():
         known: dict[str, Any] = bundle.provenance.get("labels") or {}
         values = known.get("values") or {}
@@ -127,20 +128,19 @@ def class_table(options: argparse.Namespace, bundles: dict[str, Bundle]) -> Clas
 
 
 @contextmanager
-def working_folder(out: Path) -> Iterator[Path]:
-    """A folder inside `out` that is gone when the block ends; so is `out`, if it was made for this and nothing was written."""
+def working_folder(out: Place) -> Iterator[Path]:
+    """A folder, inside `out` if that is local, that is gone when the block ends; so is `out`, if it was made for this and is empty."""
     storage.check_writable(out)
-    fresh = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    fresh = isinstance(out, Path) and not out.exists()
     try:
-        with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=out) as folder:
+        with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=storage.workshop(out)) as folder:
             yield Path(folder)
     finally:
-        if fresh and not any(out.iterdir()):
+        if fresh and isinstance(out, Path) and not any(out.iterdir()):
             out.rmdir()
 
 
-def print_summary(evaluation: Evaluation, bundles: Sequence[BundleScores], out: Path) -> None:
+def print_summary(evaluation: Evaluation, bundles: Sequence[BundleScores], out: Place) -> None:
     """The scores with their intervals, what was skipped, and where the files are."""
     width = max(24, *(len(each.counts.name) + 2 for each in bundles))
     print(f"\n{'':28s}" + "".join(f"{each.counts.name:>{width}s}" for each in bundles))

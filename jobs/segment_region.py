@@ -15,18 +15,18 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rasterio.errors import NotGeoreferencedWarning
 
-from cluster.environment import in_submitted_job, secure_embedded_ray
+from cluster.environment import add_access, in_submitted_job, secure_embedded_ray, use_access
 from cluster.progress import clock
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, planned_before, published_ledger
 from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.region import Area
+from pipeline.imagery.storage import Place
 from pipeline.inference.ledger import compare_dataset, describe_dataset
 from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
@@ -64,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def segment_region(options: argparse.Namespace) -> int:
     """From scenes to masks: open, plan, segment, publish, report."""
-    request = read_request(options)
+    request = read_request(options, use_access(options))
     bundle = load_bundle(options.model)
     area = read_area(options)
     description = describe_dataset(bundle, request.settings, area.label if area else None)
-    storage.check_writable(request.out)
+    for note in storage.check_writable(request.out):
+        print(f"note: {note}", file=sys.stderr)
     compare_dataset(request.out, description)
     scenes, refusals = open_scenes(options.scenes, bundle, area)
     print_notes(scenes, refusals, bundle)
@@ -106,9 +107,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("scenes", nargs="+", metavar="SCENE", help="a raster, folder, glob, STAC item or item collection")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="a model's folder or zip, as train_model.py writes it")
-    parser.add_argument("--output", required=True, metavar="OUT", help="the data set: made, resumed or added to")
+    parser.add_argument("scenes", nargs="+", metavar="SCENE", help="a raster, folder, glob, STAC item or item collection; local or s3://")
+    parser.add_argument(
+        "--model", required=True, metavar="BUNDLE", help="a model's folder or zip, as train_model.py writes it; local or s3://"
+    )
+    parser.add_argument("--output", required=True, metavar="OUT", help="the data set: made, resumed or added to; local or s3://")
     region = parser.add_mutually_exclusive_group()
     region.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="only this box, in degrees (EPSG:4326)")
     region.add_argument("--aoi", metavar="FILE", help="only inside the polygons of this vector file, in the CRS it declares")
@@ -124,12 +127,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="redo these scenes (default: resume)")
     parser.add_argument("--clean", action="store_true", help="remove the parts of finished scenes")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    add_access(parser)
     for option, metavar in (("--parcels", "FILE"), ("--parcel-id", "COLUMN"), ("--mpp", "UM")):
         parser.add_argument(option, metavar=metavar, help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(arguments)
 
 
-def read_request(options: argparse.Namespace) -> Request:
+def read_request(options: argparse.Namespace, access: Mapping[str, str]) -> Request:
     """Check the options that need no file. Raises Refused, naming the option."""
     for option in ("parcels", "parcel_id", "mpp"):
         if getattr(options, option) is not None:
@@ -144,9 +148,9 @@ def read_request(options: argparse.Namespace) -> Request:
         shard=number("shard", options.shard), layers=read_layers(options.save),
     )  # fmt: skip
     return Request(
-        out=storage.local_path(options.output), settings=settings, workers=number("workers", options.workers),
+        out=storage.place_of(options.output), settings=settings, workers=number("workers", options.workers),
         batch=number("batch", options.batch), memory_bytes=int(options.memory * 1e9) if options.memory else None,
-        fresh=options.fresh, accept_partial=options.accept_partial,
+        fresh=options.fresh, accept_partial=options.accept_partial, access=access,
     )  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def read_area(options: argparse.Namespace) -> Area | None:
     """The region that was asked for, if one was."""
     if options.bbox:
         return Area.from_bbox(*options.bbox)
-    return Area.from_file(storage.local_path(options.aoi)) if options.aoi else None
+    return Area.from_file(storage.place_of(options.aoi)) if options.aoi else None
 
 
 def clean(scenes: Sequence[OpenedScene], request: Request) -> None:
@@ -225,7 +229,7 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
         print(f"  about {clock(tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
 
 
-def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]]], refusals: Mapping[str, str], out: Path) -> None:
+def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]]], refusals: Mapping[str, str], out: Place) -> None:
     """Print the class areas, what failed, and where the files are. `done` are the tables that were there before."""
     tables = [work.published.rows for work in works if work.published] + list(done)
     if len(tables) <= SCENES_SHOWN:

@@ -12,6 +12,7 @@ from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, save_bundle
 from pipeline.models.networks import build_network
 from tests.processes import ray_head
+from tests.servers import Store, object_store
 from tests.toys import COLOURS, smooth_noise, whole_numbers, wide_logits
 
 torch.set_num_threads(1)  # one stream a core, as actors run: OpenMP's barriers collapse on a shared machine
@@ -75,6 +76,13 @@ def exact_unet(make_bundle: MakeBundle) -> Bundle:
 def identity(make_bundle: MakeBundle) -> Bundle:
     """The network whose mask is its first band."""
     return make_bundle("identity", bands=1, classes=250)
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """An S3 server with a proxy before it that injects faults."""
+    with object_store() as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

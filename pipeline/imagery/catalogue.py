@@ -1,4 +1,4 @@
-"""Find the scenes that a person names: a file, a folder, a glob, a STAC item or item collection."""
+"""Find the scenes that a person names: a file, a folder, a glob, a STAC item or item collection, on disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Refused
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place, Remote
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg")
 STAC_SUFFIXES = (".json", ".geojson")
@@ -34,7 +34,7 @@ class BandEntry:
 class Asset:
     """One file of a scene; `bands` has an entry for each of its bands, or one `of_asset`, or none where nothing is said of them."""
 
-    path: Path
+    path: Place
     bands: tuple[BandEntry, ...] = ()
 
 
@@ -46,12 +46,15 @@ class Source:
     scene_id: str
     datetime: str | None
     assets: tuple[Asset, ...]
-    listed_in: Path | None = None  # the STAC file that names it
+    listed_in: Place | None = None  # the STAC file that names it
 
 
 def find_sources(places: Iterable[str]) -> list[Source]:
     """The scenes that `places` name, in order, each once. Raises Refused, naming a place where there is none."""
-    found = {source.uri: source for place in places for source in _expand(place)}
+    try:
+        found = {source.uri: source for place in places for source in _expand(place)}
+    except OSError as error:
+        raise Refused(str(error)) from None
     return list(found.values())
 
 
@@ -62,30 +65,35 @@ def unique_folder(scene_id: str, uri: str, taken: bool) -> str:
 
 
 def _expand(place: str) -> list[Source]:
-    path = storage.local_path(place)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if _looks_like_raster(file))
+    path = storage.place_of(place)
+    if storage.is_file(path):
+        return _one(path)
+    if storage.is_folder(path):
+        found = [path / name for name in sorted(storage.names(path)) if _looks_like_raster(name)]
+        files = [file for file in found if isinstance(file, Remote) or file.is_file()]
         if not files:
             raise Refused(f"{place}: no rasters in this folder (looked for {', '.join(RASTER_SUFFIXES)})")
         return [_file(file) for file in files]
-    if path.is_file():
-        return _stac(path) if path.suffix.lower() in STAC_SUFFIXES else [_file(path)]
-    matches = [Path(match) for match in sorted(glob.glob(str(path))) if Path(match).is_file()]
+    matches = storage.matching(path)
     if not matches:
         what = "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"
         raise Refused(f"{place}: {what}")
-    return [source for match in matches for source in _expand(str(match))]
+    return [source for match in matches for source in _one(match)]
 
 
-def _looks_like_raster(path: Path) -> bool:
-    return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _one(path: Place) -> list[Source]:
+    return _stac(path) if path.suffix.lower() in STAC_SUFFIXES else [_file(path)]
 
 
-def _file(path: Path) -> Source:
+def _looks_like_raster(name: str) -> bool:
+    return name.lower().endswith(RASTER_SUFFIXES) and not name.startswith(".")
+
+
+def _file(path: Place) -> Source:
     return Source(str(path), path.stem, None, (Asset(path),))
 
 
-def _stac(path: Path) -> list[Source]:
+def _stac(path: Place) -> list[Source]:
     read = storage.read_json(path)
     content: dict[str, Any] = read if isinstance(read, dict) else {}
     kind = content.get("type")
@@ -99,7 +107,7 @@ def _stac(path: Path) -> list[Source]:
     raise Refused(f"{path}: not a STAC item or item collection; name a raster, or an item that lists its files")
 
 
-def _items(items: list[dict[str, Any]], path: Path) -> list[Source]:
+def _items(items: list[dict[str, Any]], path: Place) -> list[Source]:
     if not items:
         raise Refused(f"{path}: this item collection is empty")
     twice = [name for name, count in Counter(item.get("id") for item in items).items() if count > 1 and name is not None]
@@ -108,21 +116,16 @@ def _items(items: list[dict[str, Any]], path: Path) -> list[Source]:
     return [_item(item, path, f"{path}#{item.get('id')}") for item in items]
 
 
-def _item(item: dict[str, Any], path: Path, uri: str) -> Source:
+def _item(item: dict[str, Any], path: Place, uri: str) -> Source:
     if not isinstance(item.get("id"), str) or not isinstance(item.get("assets"), dict):
         raise Refused(f"{path}: a STAC item needs an id and assets")
-    assets = tuple(
-        Asset(_href(asset["href"], path), _band_entries(key, asset)) for key, asset in item["assets"].items() if _holds_bands(asset)
-    )
+    listed = [(key, asset) for key, asset in item["assets"].items() if _holds_bands(asset)]
+    assets = tuple(Asset(storage.beside(path, asset["href"]), _band_entries(key, asset)) for key, asset in listed)
     if not assets:
         raise Refused(f"{path}: item {item['id']} lists no raster assets with the role data")
     properties = item.get("properties") or {}
     when = properties.get("datetime") or properties.get("start_datetime")
     return Source(uri, item["id"], when, assets, listed_in=path)
-
-
-def _href(href: str, item: Path) -> Path:
-    return storage.local_path(href if "://" in href or href.startswith("/") else item.parent / href)
 
 
 def _holds_bands(asset: dict[str, Any]) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyproj
@@ -19,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
+from rasterio.session import DummySession
 from rasterio.transform import Affine
 
 from pipeline.errors import Refused
@@ -27,6 +27,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band, Found, find_bands
 from pipeline.imagery.catalogue import Source
+from pipeline.imagery.storage import Place
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
 SAME_GRID_PX = 1e-3
@@ -105,7 +106,7 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
 
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
-    with ExitStack() as stack:
+    with careful(*(asset.path for asset in source.assets)), ExitStack() as stack:
         files = [(asset, stack.enter_context(open_dataset(asset.path))) for asset in source.assets]
         for _, dataset in files:
             _check_file(dataset)
@@ -137,29 +138,46 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
 
 def _version(source: Source, used: dict[str, DatasetReader]) -> str:
     listing = {source.listed_in} if source.listed_in else set()
-    paths = sorted({Path(file) for dataset in used.values() for file in dataset.files} | listing)
-    return ";".join(f"{path.name}:{storage.version(path)}" for path in paths if path.exists())
+    paths = {storage.of_gdal(file) for dataset in used.values() for file in dataset.files} | listing
+    versions = [(path.name, storage.version(path)) for path in sorted(paths, key=str)]
+    return ";".join(f"{name}:{version}" for name, version in versions if version)
 
 
-def careful() -> rasterio.Env:
-    """How files are opened and read: GDAL 3.10 fills what a truncated PNG lacks with whatever is in memory, and says nothing."""
-    return rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO")
+def careful(*paths: Place) -> rasterio.Env:
+    """How files are opened and used: GDAL asks a store also for what it has put off reading, so nothing is done outside this.
+
+    GDAL 3.10 fills what a truncated PNG lacks with whatever is in memory, and says nothing.
+    """
+    return rasterio.Env(DummySession(), GDAL_PNG_WHOLE_IMAGE_OPTIM="NO", **storage.gdal_options(*paths))
 
 
-def open_dataset(path: Path) -> DatasetReader:
-    """Open a file. Raises Refused, in one line, where that cannot be done."""
+@contextmanager
+def opened_dataset(path: Place) -> Iterator[DatasetReader]:
+    """A file, open in this thread while the block lasts. Raises Refused, in one line, where that cannot be done."""
+    with careful(path), open_dataset(path) as dataset:
+        yield dataset
+
+
+def open_dataset(path: Place) -> DatasetReader:
+    """Open a file, to be used within `careful`. Raises Refused, in one line, where that cannot be done."""
+
+    def attempt() -> DatasetReader:
+        with careful(path):
+            return rasterio.open(storage.gdal_name(path))
+
     try:
-        with careful():
-            return rasterio.open(path)
+        if not storage.is_file(path) and not storage.is_folder(path):
+            raise Refused(f"{path}: no such file")
+        return storage.retried(attempt, [path], RasterioError)
     except (RasterioError, CRSError, UnicodeDecodeError) as error:
-        if not path.exists():
-            raise Refused(f"{path}: no such file") from None
-        raise Refused(f"{path}: cannot be opened as a raster ({' '.join(str(error).split())[:160]})") from None
+        raise Refused(f"{path}: cannot be opened as a raster ({storage.told(error)[:160]})") from None
+    except OSError as error:
+        raise Refused(str(error)) from None
 
 
 def _check_file(dataset: DatasetReader) -> None:
     """Refuse by name the files that hold no plain bands on an affine grid."""
-    path = dataset.name
+    path = storage.of_gdal(dataset.name)
     if dataset.count == 0:
         raise Refused(f"{path}: holds no bands itself, only subdatasets: extract one with gdal_translate")
     if any(dtype.startswith("complex") for dtype in dataset.dtypes):
@@ -171,7 +189,7 @@ def _check_file(dataset: DatasetReader) -> None:
 
 
 def _scene_band(band: Band, found: Found, grid: Grid) -> SceneBand:
-    dataset, path = found.dataset, found.dataset.name
+    dataset, path = found.dataset, str(storage.of_gdal(found.dataset.name))
     if found.palette and not band.categorical:
         raise Refused(f"{path}: is a palette image: expand it to colours first (gdal_translate -expand rgb)")
     warped = not _same_grid(_grid_of(dataset), grid)
@@ -189,7 +207,7 @@ def _scene_band(band: Band, found: Found, grid: Grid) -> SceneBand:
 
 def _check_warp(found: Found, grid: Grid) -> None:
     """Refuse a file on another grid that cannot be taken to the scene's."""
-    path, crs = found.dataset.name, _grid_of(found.dataset).crs
+    path, crs = storage.of_gdal(found.dataset.name), _grid_of(found.dataset).crs
     if crs is None or grid.crs is None:
         raise Refused(
             f"{path}: lies on another grid than the scene's first band and one of them has no CRS: assign it (gdal_edit.py -a_srs)"

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise, product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,10 @@ from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Span, Window
+from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import Grid, Scene, SceneBand, careful, open_dataset
+from pipeline.imagery.storage import Place
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
@@ -41,17 +42,31 @@ class SceneReader:
 
     def __init__(self, scene: Scene):
         self.scene = scene
+        self._places = [storage.place_of(band.path) for band in scene.bands]
         self._stack = ExitStack()
         self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        """Open the files, again if need be: GDAL keeps what it has read of an open object, also an answer that was cut short."""
+        self._stack.close()
         opened: dict[tuple[object, ...], DatasetReader] = {}
-        self._groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
-        for number, band in enumerate(scene.bands):
-            key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
-            if key not in opened:
-                opened[key] = self._keep(open_dataset(Path(band.path)))
-                if band.warped:
-                    opened[key] = self._keep(_on_grid(opened[key], band, scene.grid))
-            self._groups.setdefault((opened[key], band.dtype), []).append(number)
+        groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
+        with careful(*self._places):
+            for number, (band, place) in enumerate(zip(self.scene.bands, self._places, strict=True)):
+                key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
+                if key not in opened:
+                    opened[key] = self._keep(open_dataset(place))
+                    if band.warped:
+                        opened[key] = self._keep(_on_grid(opened[key], band, self.scene.grid))
+                groups.setdefault((opened[key], band.dtype), []).append(number)
+        self._groups = groups
+
+    def _open_for(self, window: Window) -> None:
+        try:
+            self._open()
+        except Refused as error:
+            raise Unreadable(f"{error}, for {_told(window)}") from None
 
     def __enter__(self) -> SceneReader:
         return self
@@ -85,6 +100,9 @@ class SceneReader:
         return Pixels(values_CHW, valid_CHW)
 
     def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
+        return storage.retried(lambda: self._read_once(window, out_shape), self._places, Unreadable, afresh=lambda: self._open_for(window))
+
+    def _read_once(self, window: Window, out_shape: tuple[int, int] | None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         height, width = out_shape or (window.height, window.width)
         shape = (len(self.scene.bands), height, width)
@@ -92,14 +110,10 @@ class SceneReader:
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
-                with careful():
-                    values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                    shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
+                values, shown = _read_group(dataset, self._places[numbers[0]], bands, area, (height, width))
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
-                reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-                raise Unreadable(
-                    f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}"
-                ) from error
+                reason = storage.told(error.__cause__ or error) or type(error).__name__
+                raise Unreadable(f"{bands[0].path}: {_told(window)}: {reason[:200]}") from error
             for number, band, plane in zip(numbers, bands, values, strict=True):
                 with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
                     values_CHW[number] = plane
@@ -109,6 +123,20 @@ class SceneReader:
                     valid_CHW = np.ones(shape, bool) if valid_CHW is None else valid_CHW
                     valid_CHW[number] = valid
         return Pixels(values_CHW, valid_CHW)
+
+
+def _read_group(
+    dataset: DatasetReader, place: Place, bands: Sequence[SceneBand], area: RasterioWindow, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The values of bands that one file holds, and which pixels its mask shows, if it has one."""
+    indexes = [band.index for band in bands]
+    with careful(place):
+        values_CHW = dataset.read(indexes, window=area, out_shape=(len(bands), *shape))
+        return values_CHW, _read_mask(dataset, area, shape, set(indexes)) if bands[0].masked else None
+
+
+def _told(window: Window) -> str:
+    return f"rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}"
 
 
 def _valid_values(band: SceneBand, stored: np.ndarray, kept: np.ndarray, shown: np.ndarray | None) -> np.ndarray | None:

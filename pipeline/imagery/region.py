@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from rasterio.transform import Affine
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, Window, snap_outward
+from pipeline.imagery import storage
 from pipeline.imagery.raster import Grid, Scene
+from pipeline.imagery.storage import Place, Remote
 
 if TYPE_CHECKING:
     import geopandas  # a second to import, which only those who ask for a region should wait
@@ -45,15 +46,18 @@ class Area:
         return cls(polygons, f"bbox {float(west)!r} {float(south)!r} {float(east)!r} {float(north)!r}")
 
     @classmethod
-    def from_file(cls, path: Path) -> Area:
+    def from_file(cls, path: Place) -> Area:
         """The polygons of a vector file that GDAL reads, or of a GeoParquet. Raises Refused where there are none."""
         import geopandas
 
-        if not path.exists():
+        if isinstance(path, Remote) and path.suffix.lower() == ".shp":
+            raise Refused(f"{path}: a shapefile is several files: make it a GeoPackage or GeoParquet, or copy it to a local path")
+        if not storage.is_file(path) and not storage.is_folder(path):
             raise Refused(f"{path}: no such file (--aoi)")
         try:
             read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
-            polygons = read(path).geometry
+            with storage.here(path) as file:
+                polygons = read(file).geometry
         except Exception as error:
             raise Refused(f"{path}: cannot be read as a vector file ({' '.join(str(error).split())[:160]})") from None
         polygons = polygons[~(polygons.isna() | polygons.is_empty)].make_valid()

@@ -1,123 +1,299 @@
-"""The one door to where things lie: list, read, create once, replace. Local paths now; s3:// comes through here too.
+"""The one door to where things lie: local paths and s3:// alike. List, read, create once, replace.
 
-An object is created under a temporary name, synced, and linked to its final name, which fails where that exists: so
-nothing is ever visible by halves, and of two writers exactly one wins. Temporary names start with a dot and end in
-`.tmp`.
+A place is a `Path` or a `Remote`. What is written is made as a local temporary file and published whole: on disk it is synced
+and linked or moved to its final name, in a bucket it is one conditional put. So nothing is ever visible by halves, and of
+two writers exactly one wins. Temporary names start with a dot and end in `.tmp`.
 """
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
+import io
 import json
 import os
+import posixpath
 import shutil
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import Refused
+from pipeline.imagery import s3
+from pipeline.imagery.s3 import Remote, Taken
+
+Place = Path | Remote
+Result = TypeVar("Result")
+
+WAITS_S = (0.2, 1.0, 3.0)  # before a store is asked again, above the retries of its clients
+FETCHED_AT_ONCE = 8
+VSIS3 = "/vsis3/"
 
 
-def local_path(place: str | os.PathLike[str]) -> Path:
-    """The absolute local path that `place` names. Raises Refused for the schemes that are not supported yet."""
-    text = os.fspath(place)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    if "://" in text:
-        scheme = text.split("://")[0]
-        raise Refused(f"{text}: {scheme}:// is not supported yet; copy it to a local path")
-    return Path(os.path.abspath(os.path.expanduser(text)))
+def place_of(text: str | os.PathLike[str] | Place) -> Place:
+    """The place that `text` names, local paths made absolute. Raises Refused for schemes that are not supported."""
+    if isinstance(text, Remote):
+        return text
+    name = os.fspath(text)
+    if name.startswith("s3://"):
+        remote = Remote.parse(name)
+        if not remote.bucket:
+            raise Refused(f"{name}: names no bucket: write s3://BUCKET/KEY")
+        return remote
+    if name.startswith("/vsi"):
+        raise Refused(f"{name}: GDAL's virtual file systems are not taken: give a path or s3://BUCKET/KEY")
+    name = name.removeprefix("file://")
+    if "://" in name:
+        raise Refused(f"{name}: {name.split('://')[0]}:// is not supported: copy it to a local path or to s3://")
+    return Path(os.path.abspath(os.path.expanduser(name)))
 
 
-def version(path: Path) -> str:
-    """What tells one state of a file from another: its size and its time of change in nanoseconds."""
-    status = path.stat()
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """The absolute local path that `text` names. Raises Refused for everything else."""
+    found = place_of(text)
+    if isinstance(found, Remote):
+        raise Refused(f"{found}: must be a local path")
+    return found
+
+
+def is_file(place: Place) -> bool:
+    return s3.look(place) is not None if isinstance(place, Remote) else place.is_file()
+
+
+def is_folder(place: Place) -> bool:
+    """Whether there is a folder, or an object whose key goes on after this one and a slash."""
+    return any(s3.listing(place)) if isinstance(place, Remote) else place.is_dir()
+
+
+def matching(pattern: Place) -> list[Place]:
+    """The files that match a pattern, in order."""
+    if isinstance(pattern, Remote):
+        return list(s3.matching(pattern))
+    return [Path(match) for match in sorted(glob.glob(str(pattern))) if Path(match).is_file()]
+
+
+def version(place: Place) -> str | None:
+    """What tells one state of a file from another: size and time of change in nanoseconds, or ETag. None: there is no file."""
+    if isinstance(place, Remote):
+        found = s3.look(place)
+        return found.version if found else None
+    try:
+        status = place.stat()
+    except FileNotFoundError:
+        return None
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def sha256(path: Path) -> str:
+def modified(place: Place) -> datetime:
+    """When a file was last changed, in UTC. Raises FileNotFoundError."""
+    if isinstance(place, Remote):
+        found = s3.look(place)
+        if found is None:
+            raise FileNotFoundError(f"{place}: no such object")
+        return found.modified
+    return datetime.fromtimestamp(place.stat().st_mtime, UTC)
+
+
+def read(place: Place) -> bytes:
+    """The bytes of a file. Raises FileNotFoundError and other OSErrors."""
+    return s3.read(place) if isinstance(place, Remote) else place.read_bytes()
+
+
+def opened(place: Place) -> BinaryIO:
+    """A small file, to be read. Raises FileNotFoundError and other OSErrors."""
+    return io.BytesIO(s3.read(place)) if isinstance(place, Remote) else place.open("rb")
+
+
+def sha256(place: Place) -> str:
     """The SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with here(place) as path, open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def names(folder: Path) -> set[str]:
+def names(folder: Place) -> set[str]:
     """The names in a folder, without temporary ones; none where there is no folder."""
     try:
-        return {name for name in os.listdir(folder) if not _is_temporary(name)}
+        found = set().union(*s3.listing(folder)) if isinstance(folder, Remote) else set(os.listdir(folder))
     except FileNotFoundError:
         return set()
+    return {name for name in found if not _is_temporary(name)}
 
 
-def read_json(path: Path) -> Any | None:
-    """The JSON object at `path`, or None where there is none. Raises Refused where it is not JSON."""
+def folders(folder: Place) -> dict[str, Place]:
+    """The folders in a folder by their names, in order."""
+    if isinstance(folder, Remote):
+        return {name: folder / name for name in sorted(s3.listing(folder)[1])}
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+
+
+def all_folders(folder: Place) -> list[Place]:
+    """A folder and all folders below it, in order; links to folders are not followed further."""
+    if isinstance(folder, Remote):
+        return [folder, *(deeper for below in folders(folder).values() for deeper in all_folders(below))]
+    return sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())})
+
+
+def relative(place: Place, top: Place) -> str:
+    """The path from `top`, which `place` is or lies in, to it; empty where they are the same."""
+    return str(place).removeprefix(str(top)).strip("/")
+
+
+def identity(place: Place) -> str:
+    """What two names of one file share: a local one's path without links."""
+    return str(place) if isinstance(place, Remote) else str(place.resolve())
+
+
+def beside(file: Place, name: str) -> Place:
+    """Where `name`, as `file` says it, lies: an absolute path or URI as it is, all else from that file's folder."""
+    if "://" in name or name.startswith("/"):
+        return place_of(name)
+    if isinstance(file, Remote):
+        return Remote(file.bucket, posixpath.normpath(f"{file.parent.key}/{name}").strip("/"))
+    return place_of(file.parent / name)
+
+
+def read_json(place: Place) -> Any | None:
+    """The JSON object at `place`, or None where there is none. Raises Refused where it is not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read(place))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise Refused(f"{path} is not valid JSON ({error}); remove it if it was damaged") from None
+        raise Refused(f"{place} is not valid JSON ({error}); remove it if it was damaged") from None
 
 
-def temporary(folder: Path, name: str) -> Path:
-    """A name for a file that is still being written: unique, in `folder` (made if missing), never listed."""
+def json_bytes(content: Any) -> bytes:
+    """What the file of a JSON object holds."""
+    return f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode()
+
+
+@contextmanager
+def here(place: Place) -> Iterator[Path]:
+    """A local file with the content of `place`, to be read while the block lasts."""
+    with all_here([place]) as (path,):
+        yield path
+
+
+@contextmanager
+def all_here(places: list[Place]) -> Iterator[list[Path]]:
+    """Local files with the content of `places`: themselves, or copies that are gone after the block."""
+    if not any(isinstance(place, Remote) for place in places):
+        yield [place for place in places if isinstance(place, Path)]
+        return
+    with tempfile.TemporaryDirectory(dir=_scratch(os.getpid())) as folder:
+
+        def copy(number: int, place: Place) -> Path:
+            if isinstance(place, Path):
+                return place
+            target = Path(folder, f"{number}-{place.name}")
+            retried(lambda: s3.fetch(place, target), [place], OSError)
+            return target
+
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            yield list(pool.map(copy, range(len(places)), places))
+
+
+def workshop(folder: Place) -> Path:
+    """The local folder, made if missing, in which is made what belongs into `folder`: itself, or one of this process."""
+    if isinstance(folder, Remote):
+        return _scratch(os.getpid())
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+    return folder
 
 
-def publish_once(finished: Path, path: Path) -> bool:
-    """Give a finished temporary file its final name, on the same disk. False, and the file gone, where one exists."""
-    _sync(finished)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def temporary(folder: Place, name: str) -> Path:
+    """A name for a local file that will belong into `folder` and is still being written: unique, never listed."""
+    return workshop(folder) / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def publish_once(finished: Path, place: Place) -> bool:
+    """Give a finished temporary file its final name. False, and the file gone, where one exists."""
     try:
-        os.link(finished, path)
+        if isinstance(place, Remote):
+            s3.put(finished, place, onto=None)
+            return True
+        _sync(finished)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(finished, place)
     except FileExistsError:
         return False
     finally:
         finished.unlink(missing_ok=True)
-    _sync(path.parent)
+    _sync(place.parent)
     return True
 
 
-def publish(finished: Path, path: Path) -> None:
-    """Give a finished temporary file its final name, on the same disk, in place of what has that name."""
+def publish(finished: Path, place: Place, *, onto: str | None = "") -> None:
+    """Give a finished temporary file its final name, in place of what has that name.
+
+    With `onto`, only in place of that version, or where it is None, of nothing; raises Taken where another is there. (On disk
+    the last moment is not covered: the file is compared and then moved.)
+    """
+    if isinstance(place, Remote):
+        s3.put(finished, place, onto=onto)
+        finished.unlink()
+        return
     _sync(finished)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(finished, path)
-    _sync(path.parent)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if onto != "" and version(place) != onto:
+        raise Taken(f"{place}: another one was put there meanwhile")
+    os.replace(finished, place)
+    _sync(place.parent)
 
 
-def create(path: Path, content: bytes) -> bool:
-    """Create the object at `path`. False, and nothing changed, where it exists."""
-    return publish_once(_written(path, content), path)
+def create(place: Place, content: bytes) -> bool:
+    """Create the object at `place`. False, and nothing changed, where it exists."""
+    return publish_once(_written(place, content), place)
 
 
-def create_json(path: Path, content: Any) -> bool:
-    """Create the JSON object at `path`. False, and nothing changed, where it exists."""
-    return create(path, _json(content))
+def create_json(place: Place, content: Any) -> bool:
+    """Create the JSON object at `place`. False, and nothing changed, where it exists."""
+    return create(place, json_bytes(content))
 
 
-def replace_json(path: Path, content: Any) -> None:
-    """Put the JSON object at `path`, in place of what is there."""
-    publish(_written(path, _json(content)), path)
+def replace_json(place: Place, content: Any) -> None:
+    """Put the JSON object at `place`, in place of what is there."""
+    publish(_written(place, json_bytes(content)), place)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of a folder."""
-    if folder.is_dir():
+def remove(place: Place) -> None:
+    """Remove a file, if it is there."""
+    if isinstance(place, Remote):
+        s3.remove(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def sweep(folder: Place) -> None:
+    """Remove the temporary files of a folder; of a prefix, the uploads that were begun and never ended."""
+    if isinstance(folder, Remote):
+        s3.abort_uploads(folder)
+    elif folder.is_dir():
         for name in filter(_is_temporary, os.listdir(folder)):
             (folder / name).unlink(missing_ok=True)
 
 
-def free_bytes(path: Path) -> int:
-    """Free space on the disk that would hold `path`, which need not exist yet."""
-    return shutil.disk_usage(_nearest_existing(path)).free
+def free_bytes(place: Place) -> int:
+    """Free space on the disk on which what belongs at `place`, which need not exist yet, is made."""
+    nearest = _nearest_existing(Path(tempfile.gettempdir()) if isinstance(place, Remote) else place)
+    return shutil.disk_usage(nearest).free
 
 
-def check_writable(folder: Path) -> None:
-    """Raise Refused where `folder` is not one, or nothing can be written there. Leaves nothing behind."""
+def check_writable(folder: Place) -> list[str]:
+    """Raise Refused where `folder` is not one, or nothing can be written there. Leaves nothing behind.
+
+    Returns what a person should know: that the store does not keep writers apart.
+    """
+    if isinstance(folder, Remote):
+        return _check_bucket(folder)
     nearest = _nearest_existing(folder)
     if not nearest.is_dir():
         raise Refused(f"cannot write to {folder}: {nearest} is a file, not a folder")
@@ -127,6 +303,16 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise Refused(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
+    return []
+
+
+def _check_bucket(folder: Remote) -> list[str]:
+    try:
+        if s3.ignores_conditions(folder / f".{uuid.uuid4().hex[:12]}.tmp"):
+            return [f"{folder}: this store ignores conditional writes (If-None-Match): never let two runs share this --output at once"]
+    except OSError as error:
+        raise Refused(f"cannot write to {error}") from None
+    return []
 
 
 def cache_folder() -> Path:
@@ -143,12 +329,79 @@ def discarded(path: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _json(content: Any) -> bytes:
-    return f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode()
+def gdal_name(place: Place) -> str:
+    """What GDAL calls a place."""
+    return f"{VSIS3}{place.bucket}/{place.key}" if isinstance(place, Remote) else str(place)
 
 
-def _written(path: Path, content: bytes) -> Path:
-    finished = temporary(path.parent, path.name)
+def of_gdal(name: str) -> Place:
+    """The place that GDAL calls `name`."""
+    return Remote.parse(name.removeprefix(VSIS3)) if name.startswith(VSIS3) else Path(name)
+
+
+def gdal_options(*places: Place) -> dict[str, str]:
+    """The settings with which GDAL opens and reads places."""
+    return s3.gdal_options() if any(isinstance(place, Remote) for place in places) else {}
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one line and without the endpoint of a store."""
+    return s3.told(" ".join(str(error).split()))
+
+
+def retried(
+    work: Callable[[], Result], places: Iterable[Place], *errors: type[Exception], afresh: Callable[[], object] = lambda: None
+) -> Result:
+    """What `work` returns; where it reads from a bucket and raises one of `errors`, `afresh` is called and it is tried again."""
+    waits = WAITS_S if any(isinstance(place, Remote) for place in places) else ()
+    for wait_s in waits:
+        try:
+            return work()
+        except FileNotFoundError:
+            raise
+        except errors:
+            time.sleep(wait_s)
+            afresh()
+    return work()
+
+
+@cache
+def _scratch(process: int) -> Path:
+    """This process's own folder for what goes to a bucket or comes from one, in TMPDIR.
+
+    It is locked while the process lives; the folders of processes that were killed are removed here.
+    """
+    top = Path(tempfile.gettempdir(), f"tilewright-{os.getuid()}")
+    top.mkdir(mode=0o700, exist_ok=True)
+    with (top / "lock").open("w") as door:
+        fcntl.flock(door, fcntl.LOCK_EX)  # nobody sweeps while a folder is being made
+        for folder in top.iterdir():
+            if folder.is_dir() and _unlocked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=top))
+        _lock(folder)
+    return folder
+
+
+def _lock(folder: Path) -> None:
+    """Lock a folder until this process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _unlocked(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _written(place: Place, content: bytes) -> Path:
+    finished = temporary(place.parent, place.name)
     finished.write_bytes(content)
     return finished
 

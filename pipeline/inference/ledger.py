@@ -16,6 +16,7 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import unique_folder
+from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan, Settings
 from pipeline.models.bundle import Bundle
 
@@ -35,7 +36,7 @@ def describe_dataset(bundle: Bundle, settings: Settings, region: str | None) -> 
     }  # fmt: skip
 
 
-def compare_dataset(out: Path, description: Mapping[str, Any]) -> None:
+def compare_dataset(out: Place, description: Mapping[str, Any]) -> None:
     """Raise Refused, naming the differences, where OUT was made by another bundle or with other parameters."""
     found = storage.read_json(out / "dataset.json")
     if found is None:
@@ -50,7 +51,7 @@ def compare_dataset(out: Path, description: Mapping[str, Any]) -> None:
         raise Refused(f"{out}: is another data set ({'; '.join(differences)[:400]}): choose another --output")
 
 
-def adopt_dataset(out: Path, description: Mapping[str, Any]) -> None:
+def adopt_dataset(out: Place, description: Mapping[str, Any]) -> None:
     """Create OUT/dataset.json, or adopt the one that is there; raises Refused where it differs."""
     if not storage.create_json(out / "dataset.json", description):
         compare_dataset(out, description)
@@ -63,7 +64,7 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def scene_folder(out: Path, scene_id: str, uri: str, *, claim: bool) -> str:
+def scene_folder(out: Place, scene_id: str, uri: str, *, claim: bool) -> str:
     """The folder of a scene in OUT/scenes: named by its id, or marked with its hash where that belongs to another URI."""
     for taken in (False, True):
         name = unique_folder(scene_id, uri, taken)
@@ -85,7 +86,7 @@ class SceneLedger:
     attempt: str
 
     @classmethod
-    def open(cls, out: Path, scene: str, input_id: str, *, fresh: bool = False) -> SceneLedger:
+    def open(cls, out: Place, scene: str, input_id: str, *, fresh: bool = False) -> SceneLedger:
         """The current attempt at this input, which is the highest; with `fresh` the next one."""
         tried = storage.names(out / "scenes" / scene / "parts")
         numbers = [0 if name == input_id else int(name.rpartition("-")[2]) for name in tried if name.split("-")[0] == input_id]
@@ -93,11 +94,11 @@ class SceneLedger:
         return cls(str(out), scene, f"{input_id}-{number}" if number else input_id)
 
     @property
-    def scene_folder(self) -> Path:
-        return Path(self.out, "scenes", self.scene)
+    def scene_folder(self) -> Place:
+        return storage.place_of(self.out) / "scenes" / self.scene
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         return self.scene_folder / "parts" / self.attempt
 
     def plan(self) -> Plan | None:
@@ -116,7 +117,7 @@ class SceneLedger:
         there = storage.names(self.folder)
         return [shard for shard in plan.shards() if f"{plan.shard_name(shard)}.part" not in there]
 
-    def parts(self, plan: Plan) -> list[tuple[Window, Path]]:
+    def parts(self, plan: Plan) -> list[tuple[Window, Place]]:
         """The shards that have a part, or else a partial one, and where it lies."""
         there = storage.names(self.folder)
         names = {shard: plan.shard_name(shard) for shard in plan.shards()}
@@ -127,7 +128,7 @@ class SceneLedger:
         ]
 
     def temporary(self, name: str) -> Path:
-        """A name for a file of this attempt that is still being written."""
+        """A name for a local file of this attempt that is still being written."""
         return storage.temporary(self.folder, name)
 
     def publish_part(self, name: str, finished: Path, *, partial: bool) -> None:
@@ -136,7 +137,7 @@ class SceneLedger:
             storage.publish(finished, self.folder / f"{name}.partial")
         else:
             storage.publish_once(finished, self.folder / f"{name}.part")
-            (self.folder / f"{name}.partial").unlink(missing_ok=True)
+            storage.remove(self.folder / f"{name}.partial")
 
     def manifest(self) -> dict[str, Any] | None:
         return storage.read_json(self.folder / "manifest.json")
@@ -151,7 +152,8 @@ class SceneLedger:
 
     def clean(self) -> None:
         """Remove the parts of this scene; plans and manifests stay."""
-        for folder in (self.scene_folder / "parts").iterdir():
+        attempts = self.scene_folder / "parts"
+        for folder in (attempts / name for name in storage.names(attempts)):
             storage.sweep(folder)
             for name in storage.names(folder) - {"plan.json", "manifest.json"}:
-                (folder / name).unlink(missing_ok=True)
+                storage.remove(folder / name)

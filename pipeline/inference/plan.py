@@ -17,8 +17,10 @@ import torch
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, largest_first, shards, spans, tile_rows
+from pipeline.imagery import storage
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
+from pipeline.imagery.storage import Place
 from pipeline.models.allocator import TOP_PAD
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice
@@ -147,9 +149,9 @@ class Plan:
             "tile": tuple(content["tile"]),
         })  # fmt: skip
 
-    def execution(self, out: str | Path) -> Execution:
-        """How the network is run; `out` is the folder of the data set."""
-        return Execution(self.engine, self.precision, str(Path(out, self.network)) if self.network else None)
+    def execution(self, out: str | Place) -> Execution:
+        """How the network is run; `out` is where the data set lies."""
+        return Execution(self.engine, self.precision, str(storage.place_of(out) / self.network) if self.network else None)
 
     def scaling(self, bundle: Bundle) -> Scaling:
         return Scaling.of(self.scene.bands, bundle.bands)

@@ -32,6 +32,7 @@ from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import Pixels, SceneReader, check_scaling
 from pipeline.imagery.region import Region
+from pipeline.imagery.storage import Place
 from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.part import FailedWindow, PartWriter, Tally, add_up, check_part
@@ -194,7 +195,7 @@ class Segmenter:
 
     SCENES_OPEN = 8
 
-    def __init__(self, bundle: str | Path, device: str):
+    def __init__(self, bundle: str | Place, device: str):
         self.bundle, self.device = load_bundle(bundle), device
         self._engines: dict[tuple[Execution, tuple[str, ...]], Engine] = {}
         self._idle: list[SceneReader] = []  # the one that was used last comes last
@@ -210,7 +211,7 @@ class Segmenter:
             ledger.publish_part(result.shard, part, partial=bool(result.failed) and not accept_partial)
         return result
 
-    def write_part(self, plan: Plan, shard: Window, out: str | Path, part: Path) -> ShardResult:
+    def write_part(self, plan: Plan, shard: Window, out: str | Place, part: Path) -> ShardResult:
         """Segment a shard and write its part; `out` is where the data set lies."""
         if plan.model_id != self.bundle.model_id:
             raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
@@ -307,7 +308,7 @@ class LocalRun:
 
 
 def segment_scene(
-    scene: str | Path | Scene, model: str | Path, output: str | Path, *, settings: Settings = Settings(), batch: int | Auto = "auto",
+    scene: str | Place | Scene, model: str | Place, output: str | Place, *, settings: Settings = Settings(), batch: int | Auto = "auto",
     workers: int | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Segment one scene to the COG `output` in this process, without Ray, and return the pixel count of each class.
@@ -317,22 +318,24 @@ def segment_scene(
     Raises Refused for input that does not fit, and Unreadable where windows failed: then `output` is not written, and
     what could be segmented lies beside it as `<stem>.partial.tif`.
     """
-    target, bundle = storage.local_path(output), load_bundle(model)
+    target, bundle = storage.place_of(output), load_bundle(model)
     opened = scene if isinstance(scene, Scene) else _open_one(scene, bundle)
     storage.check_writable(target.parent)
     check_scaling(opened, bundle.bands)
     region = Region(opened.grid.window)
     run = LocalRun(bundle, [(opened, region)], settings=settings, batch=batch, workers=workers)
     plan = run.plan(opened, region)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=target.parent) as folder:
-        done = run.segment(plan, target, Path(folder))
+    with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=storage.workshop(target.parent)) as folder:
+        done = run.segment(plan, Path(folder, target.name), Path(folder))
+        for path in reversed(done.files.values()):
+            storage.publish(path, target.parent / path.name)
     if done.failed:
-        raise Unreadable(f"{len(done.failed)} windows failed, {done.files['mask']} holds the rest; the first: {done.failed[0].reason}")
+        rest = target.parent / done.files["mask"].name
+        raise Unreadable(f"{len(done.failed)} windows failed, {rest} holds the rest; the first: {done.failed[0].reason}")
     return {entry.name: count for entry, count in zip(bundle.classes, done.tally.pixels, strict=True)}
 
 
-def _open_one(scene: str | Path, bundle: Bundle) -> Scene:
+def _open_one(scene: str | Place, bundle: Bundle) -> Scene:
     sources = find_sources([str(scene)])
     if len(sources) != 1:
         raise Refused(f"{scene}: holds {len(sources)} scenes; segment_scene takes one")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery.raster import Scene
 from pipeline.imagery.reader import SceneReader
 from pipeline.imagery.region import Region
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Sample, Trial
 from pipeline.models.engine import Scaling
@@ -21,7 +21,7 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
 
 def prepare_trial(
-    bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, kept: Path | None = None
+    bundle: Bundle, device: str, asked: str, scenes: Sequence[tuple[Scene, Region]], *, workers: int, kept: Place | None = None
 ) -> Trial:
     """A trial of engines for the new scenes of a run with that many workers; `kept` is where OUT keeps its int8 network."""
     pixels = sum(region.window.pixels for _, region in scenes)

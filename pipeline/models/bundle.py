@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from pipeline.errors import Refused
 from pipeline.geometry.pyramid import NODATA
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
+from pipeline.imagery.storage import Place, Remote
 from pipeline.models.footprint import activation_bytes_per_pixel
 from pipeline.models.networks import build_network
 from pipeline.models.program import Coarse, in_precision
@@ -30,6 +35,7 @@ from pipeline.models.receptive import Reach, find_reach
 SCHEMA_VERSION = 1
 INEXACT_HALO = 128  # px: what a network that can never be exact gets, rounded up to its stride
 SELFTEST_SIZE = 64  # px, or two strides
+FILES = {"model.json", "weights.safetensors", "selftest.safetensors"}
 PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo")
 
 
@@ -67,6 +73,7 @@ class Bundle:
     provenance: dict[str, Any] = field(default_factory=dict)
     licences: dict[str, str] = field(default_factory=dict)
     path: str = ""
+    local: str = ""  # where it lies on this machine: `path`, or a copy of what that names in a bucket
     model_id: str = ""
     weight_bytes: int = 0
 
@@ -74,14 +81,14 @@ class Bundle:
         """The network with the bundle's weights, in eval mode, fp32, on the CPU."""
         network = build_network(self.architecture, len(self.bands), len(self.classes), **self.arguments)
         try:
-            network.load_state_dict(load_tensors(_read(Path(self.path), "weights.safetensors")))
+            network.load_state_dict(load_tensors(_read(Path(self.local), "weights.safetensors")))
         except (RuntimeError, KeyError) as error:
             raise Refused(f"{self.path}: the weights are not those of {self.architecture}: {str(error).splitlines()[0]}") from None
         return network
 
     def selftest(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A physical input, 1 x C x H x W fp32, and the logits, 1 x K x H x W fp32, that it gave where the bundle was made."""
-        tensors = load_tensors(_read(Path(self.path), "selftest.safetensors"))
+        tensors = load_tensors(_read(Path(self.local), "selftest.safetensors"))
         return tensors["input_BCHW"], tensors["logits_BKHW"]
 
     def notes_on(self, resolution_m: float | None) -> list[str]:
@@ -101,7 +108,7 @@ class Bundle:
 
 
 def save_bundle(
-    folder: Path, network: nn.Module, *, architecture: str, arguments: Mapping[str, Any], bands: Sequence[Band],
+    folder: Place, network: nn.Module, *, architecture: str, arguments: Mapping[str, Any], bands: Sequence[Band],
     classes: Sequence[ClassEntry], sample_CHW: torch.Tensor, halo: int | None = None, reach: Reach | None = None, **about: Any,
 ) -> Bundle:  # fmt: skip
     """Write a bundle and return it as loaded back.
@@ -110,7 +117,7 @@ def save_bundle(
     `halo` is the measured one; without it the exact halo is used. `reach` is found where it is not known yet. `about` is
     resolution_m, metrics, provenance and licences. Raises Refused where the folder holds a bundle already.
     """
-    if (folder / "model.json").exists():
+    if storage.is_file(folder / "model.json"):
         raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")
     network = network.eval().float().cpu()
     reach = reach or find_reach(network, len(bands))
@@ -145,22 +152,23 @@ def save_bundle(
     return load_bundle(folder)
 
 
-def load_bundle(place: str | Path) -> Bundle:
+def load_bundle(place: str | Place) -> Bundle:
     """Read a bundle's description and check the hash of every file. Raises Refused in one line that names what is wrong."""
-    path = storage.local_path(place)
+    path = storage.place_of(place)
+    local = _copied(path) if isinstance(path, Remote) else path
     try:
-        description = json.loads(_read(path, "model.json"))
+        description = json.loads(_read(local, "model.json"))
     except ValueError as error:
         raise Refused(f"{path}: model.json is not valid JSON ({error})") from None
     if description.get("schema_version") != SCHEMA_VERSION:
         raise Refused(f"{path}: bundle schema version {description.get('schema_version')!r}, this Tilewright reads {SCHEMA_VERSION}")
     for name, expected in description.get("files", {}).items():
-        found = hashlib.sha256(_read(path, name)).hexdigest()
+        found = hashlib.sha256(_read(local, name)).hexdigest()
         if found != expected:
             raise Refused(f"{path}: {name} has SHA-256 {found[:12]}..., model.json says {expected[:12]}...: copy the bundle again")
-    if not {"weights.safetensors", "selftest.safetensors"} <= set(description.get("files", {})):
+    if not FILES - {"model.json"} <= set(description.get("files", {})):
         raise Refused(f"{path}: model.json must list weights.safetensors and selftest.safetensors with their SHA-256")
-    known = {entry.name for entry in fields(Bundle)}
+    known = {entry.name for entry in fields(Bundle)} - {"path", "local", "model_id", "weight_bytes"}
     try:
         parts: dict[str, Any] = {key: value for key, value in description.items() if key in known} | {
             "bands": tuple(_band(band) for band in description["bands"]),
@@ -168,7 +176,8 @@ def load_bundle(place: str | Path) -> Bundle:
             "reach": Reach(**description["reach"]),
             "tolerance": {name: Tolerance(**allowed) for name, allowed in description["tolerance"].items()},
         }
-        bundle = Bundle(**parts, path=str(path), model_id=_model_id(description), weight_bytes=len(_read(path, "weights.safetensors")))
+        size = len(_read(local, "weights.safetensors"))
+        bundle = Bundle(**parts, path=str(path), local=str(local), model_id=_model_id(description), weight_bytes=size)
     except (KeyError, TypeError) as error:
         raise Refused(f"{path}: model.json lacks or misspells a field: {error}") from None
     _check(bundle)
@@ -222,6 +231,27 @@ def _check(bundle: Bundle) -> None:
         raise Refused(f"{path}: every band needs a standard deviation above 0")
     if bundle.halo % bundle.reach.stride or bundle.halo < 0:
         raise Refused(f"{path}: halo {bundle.halo} px is not a multiple of the stride {bundle.reach.stride} px")
+
+
+def _copied(place: Remote) -> Path:
+    """A local copy of a bundle in a bucket, kept in the user's cache by the version of its files. Raises Refused."""
+    try:
+        names = {place.name} if storage.is_file(place) else storage.names(place) & FILES
+        if not names:
+            raise Refused(f"{place}: no such bundle")
+        folder = place.parent if place.name in names else place
+        versions = json.dumps([str(place), *sorted((name, storage.version(folder / name)) for name in names)])
+        kept = storage.cache_folder() / "bundles" / hashlib.sha256(versions.encode()).hexdigest()[:16]
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as made, storage.all_here([folder / name for name in names]) as copies:
+                for name, copy in zip(names, copies, strict=True):
+                    shutil.copyfile(copy, Path(made, name))
+                with suppress(OSError):  # another process was first
+                    os.rename(made, kept)
+    except OSError as error:
+        raise Refused(str(error)) from None
+    return kept / place.name if place.name in names else kept
 
 
 def _read(bundle: Path, name: str) -> bytes:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery import storage
 from pipeline.imagery.reader import Pixels
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle
 from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16, describe_device, processor_name, program_inputs, threads
 from pipeline.models.forward import ENGINES, missing, quantised
@@ -45,7 +45,7 @@ class Choice:
     differing: float
     why: str
 
-    def keep(self, path: Path) -> None:
+    def keep(self, path: Place) -> None:
         """Put an int8 network that was made for this choice where later runs find it, unless another run was first."""
         if isinstance(self.execution.network, bytes):
             storage.create(path, self.execution.network)
@@ -64,12 +64,12 @@ class Trial:
     """
 
     def __init__(
-        self, bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, kept: Path | None = None,
+        self, bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, kept: Place | None = None,
         threads: int = 1,
     ):  # fmt: skip
         _check_asked(asked, device)
         self.bundle, self.device, self.asked, self.work_px, self.threads = bundle, device, asked, work_px, threads
-        self.kept = str(kept) if kept and kept.exists() else None
+        self.kept = str(kept) if kept and storage.is_file(kept) else None
         self.judging = [_selftest(bundle), *samples[::3]]
         self.calibrating = [sample for number, sample in enumerate(samples) if number % 3] or samples
         self._engines: dict[Execution, Engine] = {}

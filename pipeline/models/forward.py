@@ -57,7 +57,7 @@ def build_forward(bundle: Bundle, device: str, engine: str, precision: str, netw
     if lack:
         raise Refused(f"this was planned for the engine {engine}, and here is {lack}: install it, or start anew with --fresh")
     if engine == "openvino":
-        return _openvino(network if isinstance(network, bytes) else Path(network or converted(bundle)).read_bytes(), precision)
+        return _openvino(network if isinstance(network, bytes) else storage.read(storage.place_of(network or converted(bundle))), precision)
     program = Program(bundle.network(), precision).eval().to(device)
     return _compiled(program) if engine == "compiled" else program
 

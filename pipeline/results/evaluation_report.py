@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.models.calibration import binned
 from pipeline.models.metrics import accuracy, mean_iou_of
 from pipeline.results.charts import SERIES, Bar, Curve, bar_chart, calibration_chart, heat_map
@@ -54,7 +54,7 @@ svg{max-width:100%;height:auto;display:block}
 """
 
 
-def write_report(evaluation: Evaluation, bundles: Sequence[BundleScores], compared: Sequence[Row], path: Path, when: datetime) -> None:
+def write_report(evaluation: Evaluation, bundles: Sequence[BundleScores], compared: Sequence[Row], path: Place, when: datetime) -> None:
     """Write the page, in place of what is there. Everything that has a name elsewhere is escaped."""
     page = storage.temporary(path.parent, path.name)
     with storage.discarded(page):

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.models.area_estimate import AreaEstimate, error_adjusted_areas, resampled_areas
 from pipeline.models.bootstrap import Statistic, clustered_mcnemar, interval, mcnemar, paired_difference, resampled_totals, score_interval
 from pipeline.models.boundary import boundary_f1, boundary_precision, boundary_recall, mean_boundary_f1
@@ -105,7 +105,7 @@ def score_bundle(evaluation: Evaluation, counts: BundleCounts) -> BundleScores:
     )  # fmt: skip
 
 
-def write_tables(evaluation: Evaluation, bundles: list[BundleScores], out: Path) -> list[Row]:
+def write_tables(evaluation: Evaluation, bundles: list[BundleScores], out: Place) -> list[Row]:
     """Write the tables of an evaluation into the folder `out`, in place of what is there; returns the rows of COMPARISON."""
     compared = list(comparison_rows(evaluation))
     for name, rows, schema in (

@@ -18,14 +18,14 @@ from pipeline.training.scoring import Evaluation
 
 def check_changeable(bundle: Bundle) -> None:
     """Raise Refused where the bundle's model.json cannot be replaced."""
-    if not Path(bundle.path).is_dir():
+    if not Path(bundle.local).is_dir():
         raise Refused(f"{bundle.path}: --into-bundle cannot change a zip: unpack it first")
-    storage.check_writable(Path(bundle.path))
+    storage.check_writable(storage.place_of(bundle.path))
 
 
 def add_evaluation(evaluation: Evaluation, scores: BundleScores, when: datetime) -> None:
     """Put the scores under metrics["evaluation"] of model.json, in place of those that were there; the model_id stays."""
-    path = Path(scores.counts.bundle.path, "model.json")
+    path = storage.place_of(scores.counts.bundle.path) / "model.json"
     description = storage.read_json(path)
     if description is None:
         raise Refused(f"{path}: was removed while it was evaluated")

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from rasterio.errors import RasterioError
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window
+from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
-from pipeline.imagery.raster import Scene
+from pipeline.imagery.raster import Scene, opened_dataset
 from pipeline.imagery.reader import preview
+from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 
@@ -26,7 +27,7 @@ MARGIN, LINE = 24, 30
 PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
 
 
-def draw_quicklook(plan: Plan, bundle: Bundle, mask: Path, rows: Sequence[dict[str, Any]], target: Path, input_id: str) -> None:
+def draw_quicklook(plan: Plan, bundle: Bundle, mask: Place, rows: Sequence[dict[str, Any]], target: Path, input_id: str) -> None:
     """Draw a PNG from the scene and its finished mask; `rows` are the scene's rows of the areas table."""
     ids_HW = _mask_preview(mask)
     scene_HWC = scene_picture(plan.scene, bundle.bands, plan.region.window, ids_HW.shape)
@@ -52,17 +53,17 @@ def draw_quicklook(plan: Plan, bundle: Bundle, mask: Path, rows: Sequence[dict[s
     page.save(target, format="PNG", pnginfo=about, compress_level=4)
 
 
-def quicklook_input_id(path: Path) -> str | None:
+def quicklook_input_id(path: Place) -> str | None:
     """The input that a quicklook was made from; None where there is none."""
     try:
-        with Image.open(path) as picture:
+        with storage.opened(path) as file, Image.open(file) as picture:
             return picture.info.get("input_id")
     except OSError:
         return None
 
 
-def _mask_preview(mask: Path) -> np.ndarray:
-    with rasterio.open(mask) as dataset:
+def _mask_preview(mask: Place) -> np.ndarray:
+    with opened_dataset(mask) as dataset:
         longest = max(dataset.shape)
         scale = min(max(longest, min(SHORTEST, 4 * longest)), LONGEST) / longest
         height, width = (max(1, round(length * scale)) for length in dataset.shape)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -15,6 +13,7 @@ from rasterio.transform import Affine
 
 from pipeline.geometry.areas import to_lonlat
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 from pipeline.results.tables import parse_datetime
@@ -30,15 +29,28 @@ EDGE_POINTS = 32
 TITLES = {"mask": "Class ids", "confidence": "Confidence, 0 to 100", "probabilities": "Probability of each class, 0 to 100"}
 
 
-def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, Path], input_id: str) -> dict[str, Any]:
+class MadeFile(NamedTuple):
+    """What an item says of a file; the SHA-256 is in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, place: Place) -> MadeFile:
+        with storage.here(place) as path:
+            return cls(place.name, path.stat().st_size, storage.sha256(path))
+
+
+def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_id: str) -> dict[str, Any]:
     """The item of the files in one scene folder: `files` are layers and `quicklook`, by name."""
     footprint, bbox = _footprint(plan)
     grid, window = plan.scene.grid, plan.region.window
     transform = grid.affine * Affine.translation(window.col, window.row)
     when, source = parse_datetime(plan.scene.datetime), "the scene"
     if when is None:
-        newest = max(os.stat(band.path).st_mtime for band in plan.scene.bands)
-        when, source = datetime.fromtimestamp(int(newest), UTC), "the file's time of change"
+        when = max(storage.modified(storage.place_of(band.path)) for band in plan.scene.bands).replace(microsecond=0)
+        source = "the file's time of change"
     crs = grid.rasterio_crs
     code = _code(crs)
     properties: dict[str, Any] = {
@@ -71,7 +83,7 @@ def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, Path], input_id: s
     }
 
 
-def item_input_id(path: Path) -> str | None:
+def item_input_id(path: Place) -> str | None:
     """The input that an item was made from; None where there is none."""
     item = storage.read_json(path)
     return item["properties"].get("tilewright:input_id") if item else None
@@ -84,14 +96,14 @@ def _code(crs: CRS | None) -> str | None:
 
 
 def _model_href(bundle: Bundle) -> str:
-    return str(Path(bundle.path, "model.json")) if Path(bundle.path).is_dir() else bundle.path
+    return f"{bundle.path}/model.json" if Path(bundle.local).is_dir() else bundle.path
 
 
-def _asset(name: str, path: Path, bundle: Bundle) -> dict[str, Any]:
-    about = {"file:size": path.stat().st_size, "file:checksum": f"1220{storage.sha256(path)}"}
+def _asset(name: str, file: MadeFile, bundle: Bundle) -> dict[str, Any]:
+    about = {"file:size": file.size, "file:checksum": f"1220{file.sha256}"}
     if name == "quicklook":
-        return {"href": f"./{path.name}", "type": "image/png", "roles": ["overview"], "title": "Quicklook", **about}
-    asset = {"href": f"./{path.name}", "type": COG_TYPE, "roles": ["data"], "title": TITLES[name], **about}
+        return {"href": f"./{file.name}", "type": "image/png", "roles": ["overview"], "title": "Quicklook", **about}
+    asset = {"href": f"./{file.name}", "type": COG_TYPE, "roles": ["data"], "title": TITLES[name], **about}
     if name == "probabilities":
         return asset | {"bands": [{"name": entry.name, "data_type": "uint8", "nodata": NODATA} for entry in bundle.classes]}
     asset |= {"data_type": "uint8", "nodata": NODATA}

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.inference.part import Tally
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import Bundle
@@ -122,10 +124,11 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, i
     pq.write_table(table, path, compression="zstd")
 
 
-def table_input_id(path: Path) -> str | None:
+def table_input_id(path: Place) -> str | None:
     """The input that a table was made from; None where there is no table."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        with storage.opened(path) as file:
+            metadata = pq.read_schema(file).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
     return metadata.get(b"input_id", b"").decode() or None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow
 
 from pipeline.errors import Refused
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import NODATA, ClassEntry
 from pipeline.models.random_bundle import distinct_colour
 
@@ -90,7 +90,7 @@ def colour_name(value: int) -> str:
     return f"#{value:06X}"
 
 
-def read_classes(path: Path, ignored: Sequence[int] = ()) -> ClassTable:
+def read_classes(path: Place, ignored: Sequence[int] = ()) -> ClassTable:
     """Read a class table: a JSON list of {"name", "color", "values": [...]}, in the order of the class ids.
 
     `values` are a label raster's integers, or colours "#RRGGBB" of it, or what a polygon's column says; without them the
@@ -134,7 +134,7 @@ def _listed(entry: dict[str, Any]) -> Any:
     return entry.get("values", [] if entry.get("elsewhere") else [entry.get("color")])
 
 
-def _label_class(path: Path, number: int, entry: dict[str, Any]) -> LabelClass:
+def _label_class(path: Place, number: int, entry: dict[str, Any]) -> LabelClass:
     name, color = entry.get("name", entry.get("title")), entry.get("color")
     if not isinstance(name, str) or not name:
         raise Refused(f"{path}: class {number} has no name")
@@ -145,7 +145,7 @@ def _label_class(path: Path, number: int, entry: dict[str, Any]) -> LabelClass:
     return LabelClass(ClassEntry(number, name, color.upper()), _values(path, entry), bool(entry.get("elsewhere", False)))
 
 
-def _values(path: Path, entry: dict[str, Any]) -> tuple[Value, ...]:
+def _values(path: Place, entry: dict[str, Any]) -> tuple[Value, ...]:
     """The values of an entry; colours as numbers."""
     values = _listed(entry)
     if not isinstance(values, list) or not all(type(value) in (int, str) for value in values) or not (values or entry.get("elsewhere")):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band, is_alpha
 from pipeline.imagery.catalogue import Asset, BandEntry, Source
-from pipeline.imagery.raster import Scene, open_dataset
+from pipeline.imagery.raster import Scene, opened_dataset
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import normalise
 from pipeline.training.classes import IGNORE, ClassTable, LabelClass, read_classes, table_of
 from pipeline.training.labels import PolygonLabels, RasterLabels, ignored_outside, open_labels, reader_of
@@ -66,7 +66,7 @@ class LabelledScene:
     @property
     def fingerprint(self) -> str:
         """What tells this image from others: the first 16 hex digits of its first band's file's SHA-256."""
-        return file_sha256(Path(self.scene.bands[0].path))[:16]
+        return file_sha256(storage.place_of(self.scene.bands[0].path))[:16]
 
     def read_labels(self, window: Window) -> np.ndarray:
         """Class ids, uint8 H x W: 255 where ignored, outside the grid, outside `areas` or in `excluded`.
@@ -118,7 +118,7 @@ def open_labelled(
         source = replace(pair.image, assets=tuple(_named(asset, pair.image) for asset in pair.image.assets))
         opened.append((pair, source, *open_labels(source, pair.labels, chosen, class_column)))
     if isinstance(classes, str):
-        classes = read_classes(storage.local_path(classes), ignored)
+        classes = read_classes(storage.place_of(classes), ignored)
     if classes is None:
         other = next((found for *_, found in opened if found.coloured != opened[0][3].coloured), None)
         if other is not None:
@@ -140,13 +140,13 @@ def _told_apart(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair._replace(name=os.path.relpath(pair.image.uri, top)) for pair in pairs]
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """The SHA-256 of a file, computed once as long as the file stays as it is."""
     return _sha256(path, storage.version(path))
 
 
 @lru_cache(100_000)
-def _sha256(path: Path, version: str) -> str:
+def _sha256(path: Place, version: str | None) -> str:
     return storage.sha256(path)
 
 
@@ -154,7 +154,7 @@ def _named(asset: Asset, source: Source) -> Asset:
     """The asset with a name for each band: the catalogue's, else the file's, else band_1, band_2 and so on."""
     if asset.bands and all(entry.names for entry in asset.bands):
         return asset
-    with open_dataset(asset.path) as dataset:
+    with opened_dataset(asset.path) as dataset:
         described = [
             () if is_alpha(use, description) else (description or (use.name if use in COLOURS else f"band_{number}"),)
             for number, (description, use) in enumerate(zip(dataset.descriptions, dataset.colorinterp, strict=True), 1)
@@ -181,4 +181,4 @@ def _choose(source: Source, asked: Sequence[Band | str] | None) -> tuple[Band, .
 
 def as_pairs(scenes: Sequence[LabelledScene]) -> list[Pair]:
     """The files of the scenes."""
-    return [Pair(item.name, item.source, storage.local_path(item.labels.place)) for item in scenes]
+    return [Pair(item.name, item.source, storage.place_of(item.labels.place)) for item in scenes]

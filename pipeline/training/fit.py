@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import nn
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, ceil_to
+from pipeline.imagery import storage
 from pipeline.inference.plan import software
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
@@ -293,8 +294,8 @@ def provenance(training: Training, trainer: Trainer, loaded: Loaded | None) -> d
 def _files(training: Training) -> dict[str, Any]:
     """How many files were used, and one SHA-256 over theirs, in order of their paths; of a few files each."""
     scenes = [item for some in training.split.sets().values() for item in some]
-    paths = sorted({Path(band.path) for item in scenes for band in item.scene.bands} | {Path(item.labels.place) for item in scenes})
-    hashes = {path: file_sha256(path) for path in paths}
+    paths = sorted({band.path for item in scenes for band in item.scene.bands} | {item.labels.place for item in scenes})
+    hashes = {path: file_sha256(storage.place_of(path)) for path in paths}
     total = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()
-    each = {path.name: found for path, found in hashes.items()} if len(paths) <= 20 else {}
+    each = {PurePath(path).name: found for path, found in hashes.items()} if len(paths) <= 20 else {}
     return {"count": len(paths), "sha256_of_all": total, "sha256": each}

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,10 +19,12 @@ from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, shards
+from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import RASTER_SUFFIXES, Asset, BandEntry, Source
-from pipeline.imagery.raster import Grid, Scene, open_dataset, open_scene
+from pipeline.imagery.raster import Grid, Scene, open_scene, opened_dataset
 from pipeline.imagery.reader import SceneReader
+from pipeline.imagery.storage import Place
 from pipeline.training.classes import IGNORE, ClassTable, Value
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _corners(window: Window) -> list[tuple[int, int]]:
 
 
 def open_labels(
-    image: Source, path: Path, bands: Sequence[Band], class_column: str | None = None
+    image: Source, path: Place, bands: Sequence[Band], class_column: str | None = None
 ) -> tuple[Scene, RasterLabels | PolygonLabels]:
     """Open an image and its labels on one grid, the image's.
 
@@ -131,7 +132,7 @@ def open_labels(
     if path.suffix.lower() not in RASTER_SUFFIXES:
         scene = open_scene(image, bands)
         return scene, _polygons(path, scene, class_column)
-    with open_dataset(path) as dataset:
+    with opened_dataset(path) as dataset:
         count, placed, shape, palette = _label_bands(dataset), bool(dataset.crs), dataset.shape, _palette(dataset)
     label_asset = Asset(path, tuple(BandEntry(names=(name,)) for name in LABELS[:count]))
     label_bands = [Band(name, categorical=True) for name in LABELS[:count]]
@@ -161,12 +162,14 @@ def _palette(dataset: DatasetReader) -> tuple[int, ...] | None:
     return tuple(red << 16 | green << 8 | blue for red, green, blue, _ in listed)
 
 
-def _polygons(path: Path, scene: Scene, class_column: str | None) -> PolygonLabels:
+def _polygons(path: Place, scene: Scene, class_column: str | None) -> PolygonLabels:
     import geopandas
     from pandas import notna
 
     try:
-        shapes = geopandas.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file(path)
+        read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
+        with storage.here(path) as file:
+            shapes = read(file)
     except Exception as error:  # of pyogrio, pyarrow and GDAL, which share no base
         raise Refused(f"{path}: cannot be read as a raster or as polygons ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(shapes, geopandas.GeoDataFrame):

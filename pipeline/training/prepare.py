@@ -81,7 +81,7 @@ def open_all(request: Request, places: Sequence[str], like: LabelledScene | None
     """The labelled scenes of several sources, with the bands and classes of one that is open, or as they are asked for."""
     if not places:
         return []
-    asked = read_classes(storage.local_path(request.classes), request.ignored) if request.classes else None
+    asked = read_classes(storage.place_of(request.classes), request.ignored) if request.classes else None
     return open_labelled(
         places, labels=request.labels, classes=like.table if like else asked, bands=like.bands if like else request.bands,
         class_column=request.class_column, ignored=request.ignored,

@@ -184,10 +184,10 @@ def test_check_writable_refuses_a_folder_where_nobody_may_write():
         storage.check_writable(Path("/proc/out"))
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/key.tif", "https://example.com/a.tif", "gs://bucket/a"])
+@pytest.mark.parametrize("place", ["https://example.com/a.tif", "gs://bucket/a"])
 def test_other_schemes_are_refused_by_name(place: str):
-    with pytest.raises(Refused, match=f"{place}: {place.split(':')[0]}:// is not supported yet"):
-        storage.local_path(place)
+    with pytest.raises(Refused, match=f"{place}: {place.split(':')[0]}:// is not supported"):
+        storage.place_of(place)
 
 
 def test_local_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -26,7 +26,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery.raster import Grid
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
-from pipeline.results.stac import EXTENSIONS, item_input_id, make_item
+from pipeline.results.stac import EXTENSIONS, MadeFile, item_input_id, make_item
 from tests.results.scenes import COLOURS, Done, class_bundle, publish, stripes
 
 GEOSTATIONARY = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +datum=WGS84"
@@ -121,6 +121,9 @@ def read(done: Done) -> dict[str, Any]:
     return json.loads((done.folder / "item.json").read_text())
 
 
+FILES = {"mask": "mask.tif", "quicklook": "quicklook.png"}
+
+
 def placed(
     done: Done, bundle: Bundle, crs: str | None, transform: Affine, shape: tuple[int, int], window: Window | None = None
 ) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def placed(
     grid = Grid(*shape, tuple(transform)[:6], CRS.from_user_input(crs).to_wkt() if crs else None)
     scene = replace(done.plan.scene, grid=grid, resolution_m=30.0 if crs and "LOCAL" not in crs else None)
     plan = replace(done.plan, scene=scene, region=Region(window or grid.window))
-    return make_item(plan, bundle, {"mask": done.folder / "mask.tif", "quicklook": done.folder / "quicklook.png"}, "i")
+    return make_item(plan, bundle, {name: MadeFile.of(done.folder / file) for name, file in FILES.items()}, "i")
 
 
 # ---- the item as a whole
@@ -200,7 +203,7 @@ def test_every_file_is_there_under_a_relative_name_with_its_checksum(done: Done)
 @pytest.mark.parametrize("said", [None, "last summer", "0000:00:00"])
 def test_a_scene_without_a_date_has_the_files_time_and_says_so(done: Done, bundle: Bundle, said: str | None):
     plan = replace(done.plan, scene=replace(done.plan.scene, datetime=said))
-    item = make_item(plan, bundle, {"mask": done.folder / "mask.tif"}, "i")
+    item = make_item(plan, bundle, {"mask": MadeFile.of(done.folder / "mask.tif")}, "i")
     assert item["properties"]["tilewright:datetime_source"] == "the file's time of change"
     validate(item)
 
