@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class RayHooks:
 def _work(config: dict[str, Any]) -> None:
     """What each worker does. What is wrong with the data is told to the driver, and not tried again."""
     board = config["board"]
+    os.environ.update(config["access"])
     try:
         scores = fit(config["training"], get_device(), RayHooks(board))
         if scores is not None:
@@ -97,13 +99,20 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def train_on_ray(
-    training: Training, nodes: list[Node], *, workers: int, storage: str, name: str, tell: Callable[[News], None]
+    training: Training,
+    nodes: list[Node],
+    *,
+    workers: int,
+    storage: str,
+    name: str,
+    tell: Callable[[News], None],
+    access: Mapping[str, str],
 ) -> dict[str, Scores] | None:
     """Train on `workers` of Ray's workers, and return the scores on the test set; `tell` hears how far it is.
 
     The same `name` in the same `storage`, a folder or s3:// URI that all nodes see, goes on after the last epoch that was
-    finished there. A worker or node that dies is replaced up to 5 times. Raises Refused where the cluster is too small or
-    the data cannot be trained on, RuntimeError where workers go on dying.
+    finished there; `access` says where s3:// is. A worker or node that dies is replaced up to 5 times. Raises Refused where
+    the cluster is too small or the data cannot be trained on, RuntimeError where workers go on dying.
     """
     on_gpu = any(node.gpus for node in nodes)
     slots = sum(node.gpus if on_gpu else node.cpus for node in nodes)
@@ -114,7 +123,7 @@ def train_on_ray(
     board = Board.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"training": training, "board": board},
+        train_loop_config={"training": training, "board": board, "access": access},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": cpus, "GPU": int(on_gpu)}),
         run_config=RunConfig(

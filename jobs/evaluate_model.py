@@ -20,6 +20,7 @@ from typing import Any
 
 from rasterio.errors import NotGeoreferencedWarning
 
+from cluster.environment import add_access, use_access
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate_model(options: argparse.Namespace) -> int:
     """From bundles and labelled data to tables and a page."""
     check_precision(options.precision)
+    use_access(options)
     bundles = load_bundles(options.bundles)
     if options.into_bundle:
         for bundle in bundles.values():
@@ -171,6 +173,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", metavar="FILE", help="which label values are which class (default: as the first bundle was trained)")
     parser.add_argument("--class-column", metavar="NAME", help="of polygons: the column that says the class")
     parser.add_argument("--ignore", type=values, default=[], metavar="V,V", help="label values that are not scored")
+    add_access(parser)
     parser.add_argument("--output", required=True, metavar="OUT", help="folder for report.html and tables; what is there is replaced")
     parser.add_argument("--all", action="store_true", help="also score what a bundle was trained on; without it only what was held out")
     parser.add_argument("--into-bundle", action="store_true", help="also write metrics and confusion matrix into each model.json")

@@ -11,24 +11,23 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from rasterio.errors import NotGeoreferencedWarning
 
-from cluster.environment import in_submitted_job, ray_address, secure_embedded_ray
+from cluster.environment import add_access, in_submitted_job, ray_address, secure_embedded_ray, use_access, without_access
 from cluster.progress import bar
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.engine import choose_device
 from pipeline.models.metrics import Scores
@@ -87,12 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
     """From labelled data to a bundle: read, split, measure, train, save."""
+    access = use_access(options)
     request = read_request(options, words)
     output, run = request.output, request.run
     finished = (storage.read_json(run / "run.json") or {}).get("finished")
-    if (output / "model.json").exists() and (finished or not (run / "run.json").exists()):
+    if storage.is_file(output / "model.json") and (finished or not storage.is_file(run / "run.json")):
         raise Refused(f"{output}: holds a bundle already; choose another --output or remove it")
-    storage.check_writable(output)
+    for note in storage.check_writable(output):
+        print(f"note: {note}", file=sys.stderr)
     training = prepare(request)
     print("\n".join(describe(training)), flush=True)
     if options.check:
@@ -102,9 +103,9 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
     settings = settings_of(training, options.workers)
     if not storage.create_json(run / "run.json", settings):
         adopt(run, settings)
-    scores = run_training(training, options)
+    scores = run_training(training, options, access)
     storage.replace_json(run / "run.json", settings | {"finished": True})
-    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    storage.remove_folder(run / CHECKPOINTS)
     if scores:
         print(f"on the test set ({training.split.how}):")
         print(score_table(scores, training.class_names))
@@ -114,19 +115,19 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
 
 def read_request(options: argparse.Namespace, words: Sequence[str]) -> Request:
     """The options as a request. Raises Refused, naming the option."""
-    if in_submitted_job() and not os.path.isabs(options.output):
+    if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
         raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
     asked = {item.name: getattr(options, item.name) for item in fields(Recipe) if item.name != "augment"}
     Augmentation.parse(options.augment or "none")
     return Request(
-        architecture=options.architecture, arguments=dict(options.argument), data=options.data, output=storage.local_path(options.output),
+        architecture=options.architecture, arguments=dict(options.argument), data=options.data, output=storage.place_of(options.output),
         recipe=Recipe(**asked), labels=options.labels, classes=options.classes, class_column=options.class_column, ignored=options.ignore,
         bands=options.bands.split(",") if options.bands else None, validation=options.validation, test=options.test, block=options.block,
         augment=options.augment, encoder=options.encoder, licences=dict(options.licence), command=command(words),
     )  # fmt: skip
 
 
-def run_training(training: Training, options: argparse.Namespace) -> dict[str, Scores] | None:
+def run_training(training: Training, options: argparse.Namespace, access: Mapping[str, str]) -> dict[str, Scores] | None:
     """On Ray; in this process where Ray is not installed."""
     progress = Progress(training)
     if find_spec("ray") is None:
@@ -145,8 +146,8 @@ def run_training(training: Training, options: argparse.Namespace) -> dict[str, S
     with ray_session() as nodes:
         scenes = [item for some in training.split.sets().values() for item in some]
         files = [path for item in scenes for path in (item.labels.place, *(band.path for band in item.scene.bands))]
-        check_paths(nodes, sorted({str(Path(path).parent) for path in files}), str(training.output))
-        return train_on_ray(training, nodes, workers=options.workers, storage=place, name=CHECKPOINTS, tell=progress.tell)
+        check_paths(nodes, sorted({str(storage.place_of(path).parent) for path in files}), str(training.output))
+        return train_on_ray(training, nodes, workers=options.workers, storage=place, name=CHECKPOINTS, tell=progress.tell, access=access)
 
 
 def settings_of(training: Training, workers: int) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def settings_of(training: Training, workers: int) -> dict[str, Any]:
     }
 
 
-def adopt(run: Path, settings: dict[str, Any]) -> None:
+def adopt(run: Place, settings: dict[str, Any]) -> None:
     """Go on with a training that was stopped. Raises Refused, naming it, where something else is asked for now."""
     before = storage.read_json(run / "run.json") or {}
     now = json.loads(json.dumps(settings))
@@ -178,8 +179,8 @@ def adopt(run: Path, settings: dict[str, Any]) -> None:
 
 def what_is_left(options: argparse.Namespace) -> str:
     """The last words of an interrupted training."""
-    output = storage.local_path(options.output) if options.output else None
-    if output is None or not (output / "model.json").exists():
+    output = storage.place_of(options.output) if options.output else None
+    if output is None or not storage.is_file(output / "model.json"):
         return "no epoch was finished and no bundle was written"
     after = load_bundle(output).metrics.get("interrupted_after_epoch")
     return f"{output} holds the best network so far, of epoch {after}; the same command goes on"
@@ -232,8 +233,8 @@ class Progress:
 
 def save_random(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
     """The bundle of `--epochs 0`."""
-    folder = storage.local_path(options.output)
-    if (folder / "model.json").exists():
+    folder = storage.place_of(options.output)
+    if storage.is_file(folder / "model.json"):
         raise Refused(f"{folder}: holds a bundle already; choose another --output or remove it")
     storage.check_writable(folder)
     if options.data or not (str(options.bands).isdigit() and str(options.classes).isdigit()):
@@ -249,7 +250,7 @@ def save_random(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
 
 def command(words: Sequence[str]) -> str:
     """What was typed, as the bundle remembers it."""
-    return f"python jobs/train_model.py {shlex.join(words)}"
+    return f"python jobs/train_model.py {shlex.join(without_access(words))}"
 
 
 def print_bundle(bundle: Bundle) -> None:
@@ -269,10 +270,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--argument", action="append", default=[], type=name_value, metavar="NAME=VALUE", help="of the architecture, such as width=16"
     )
-    parser.add_argument("--output", metavar="BUNDLE", help="the folder to write; OUTPUT.run beside it keeps curves and checkpoints")
+    parser.add_argument("--output", metavar="BUNDLE", help="the folder to write, local or s3://; OUTPUT.run beside it keeps curves")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="that train together: GPUs, or shares of the CPUs (default 1)")
     parser.add_argument("--check", action="store_true", help="print what would be trained on, draw samples, and stop")
     parser.add_argument("--checkpoints", metavar="PLACE", help="a folder or s3:// URI that all nodes see (default: in OUTPUT.run)")
+    add_access(parser)
     add_data(parser.add_argument_group("data"))
     add_recipe(parser.add_argument_group("recipe"))
     options = parser.parse_args(words)

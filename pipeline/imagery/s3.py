@@ -137,6 +137,13 @@ def matching(pattern: Remote) -> list[Remote]:
         return [Remote.parse(path) for path in sorted(_filesystem().glob(f"{pattern.bucket}/{pattern.key}"))]
 
 
+def remove_below(folder: Remote) -> None:
+    """Remove all objects in a prefix."""
+    for page in _pages("list_objects_v2", folder, MaxKeys=PAGE):
+        for entry in page.get("Contents", []):
+            remove(Remote(folder.bucket, entry["Key"]))
+
+
 def remove(place: Remote) -> None:
     """Remove an object, if it is there."""
     with _told(place):

@@ -249,6 +249,33 @@ def publish(finished: Path, place: Place, *, onto: str | None = "") -> None:
     _sync(place.parent)
 
 
+def publish_folder(finished: Path, place: Place, last: str) -> None:
+    """Give a finished local folder of files its final name, in place of what has that name.
+
+    In a bucket the file `last` is taken away first and put last, so that a folder with it is whole. On disk `place` is missing
+    for a moment between two renames; `finished` lies on the same disk.
+    """
+    if isinstance(place, Remote):
+        s3.remove(place / last)
+        for path in sorted(finished.iterdir(), key=lambda path: path.name == last):
+            s3.put(path, place / path.name)
+        shutil.rmtree(finished)
+        return
+    old = place.with_name(f".{place.name}.last")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.rename(place, old)
+    os.rename(finished, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mirror(folder: Path, place: Place) -> None:
+    """Put what a local folder holds into `place`, if that is another one."""
+    if isinstance(place, Remote):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            s3.put(path, place / path.relative_to(folder).as_posix())
+
+
 def create(place: Place, content: bytes) -> bool:
     """Create the object at `place`. False, and nothing changed, where it exists."""
     return publish_once(_written(place, content), place)
@@ -270,6 +297,14 @@ def remove(place: Place) -> None:
         s3.remove(place)
     else:
         place.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    if isinstance(folder, Remote):
+        s3.remove_below(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(folder: Place) -> None:

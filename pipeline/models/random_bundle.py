@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import Refused
 from pipeline.imagery.bands import Band
+from pipeline.imagery.storage import Place
 from pipeline.models.bundle import NODATA, Bundle, ClassEntry, save_bundle
 from pipeline.models.networks import build_network
 
@@ -19,7 +19,7 @@ SAMPLE_SIDE = 1024  # px: two of the largest strides that blocks can align with
 
 
 def save_random_bundle(
-    folder: Path, *, architecture: str, arguments: Mapping[str, Any], bands: int, classes: int, seed: int = 0, **about: Any
+    folder: Place, *, architecture: str, arguments: Mapping[str, Any], bands: int, classes: int, seed: int = 0, **about: Any
 ) -> Bundle:
     """Write a bundle of a network as it is before any training; its weights follow from `seed`.
 

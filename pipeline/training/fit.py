@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +19,10 @@ from torch import nn
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.inference.plan import software
 from pipeline.models.allocator import keep_freed_memory
-from pipeline.models.bundle import Bundle, load_bundle, save_bundle
+from pipeline.models.bundle import save_bundle
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.models.metrics import Scores
 from pipeline.models.networks import build_network
@@ -56,10 +56,10 @@ class Training:
     statistics: Statistics
     recipe: Recipe
     reach: Reach
-    output: Path  # the bundle
+    output: Place  # the bundle
     command: str
     licences: dict[str, str]
-    run: Path | None = None  # where metrics and pictures of the training go
+    run: Place | None = None  # where metrics and pictures of the training go
     encoder: str | None = None  # pretrained weights of it
     warnings: tuple[str, ...] = ()
 
@@ -214,12 +214,11 @@ def megapixel(image_CHW: torch.Tensor, stride: int) -> torch.Tensor:
 
 def write_bundle(
     training: Training, network: nn.Module, said: Mapping[str, Any], metrics: Mapping[str, Any], halo: int | None = None
-) -> Bundle:
+) -> None:
     """Put a bundle of the network where the training's output goes, in place of one that this training put there before."""
     folder = training.output
-    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("next", "last"))
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
+    fresh = storage.workshop(folder.parent) / f".{folder.name}.next"
+    shutil.rmtree(fresh, ignore_errors=True)
     copied = build_network(training.architecture, len(training.statistics.bands), len(training.class_names), **training.arguments)
     copied.load_state_dict(network.state_dict())
     resolutions = [item.scene.resolution_m for item in training.split.train if item.scene.resolution_m is not None]
@@ -229,11 +228,7 @@ def write_bundle(
         resolution_m=round(float(np.median(resolutions)), 3) if resolutions else None,
         metrics=dict(metrics), provenance=dict(said), licences=training.licences,
     )  # fmt: skip
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return load_bundle(folder)
+    storage.publish_folder(fresh, folder, last="model.json")
 
 
 def _sample(training: Training) -> torch.Tensor:

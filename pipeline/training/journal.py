@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.training.loop import Epoch
 from pipeline.training.pictures import draw_curves
 
 
-def write_epoch(run: Path, epochs: Sequence[Epoch], names: Sequence[str], title: str) -> None:
+def write_epoch(run: Place, epochs: Sequence[Epoch], names: Sequence[str], title: str) -> None:
     """Write `epochs.csv` and `curves.png` anew in the folder `run`, and tell TensorBoard and MLflow of the last epoch.
 
-    TensorBoard's events lie in `run/tensorboard`. MLflow's run is that of `MLFLOW_TRACKING_URI`, or lies in `run/mlflow.db`.
+    TensorBoard's events lie in `run/tensorboard`. MLflow's run is that of `MLFLOW_TRACKING_URI`, or lies in
+    `run/mlflow.db` if that is local.
     """
-    run.mkdir(parents=True, exist_ok=True)
     rows = [row_of(epoch, names) for epoch in epochs]
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -38,7 +39,8 @@ def write_epoch(run: Path, epochs: Sequence[Epoch], names: Sequence[str], title:
         if name != "epoch" and value == value:  # NaN is no point of a curve
             _events(run).add_scalar(name.replace("iou_", "iou/"), value, epochs[-1].number)
     _events(run).flush()
-    if find_spec("mlflow"):
+    storage.mirror(_local_events(run), run / "tensorboard")
+    if find_spec("mlflow") and (isinstance(run, Path) or "MLFLOW_TRACKING_URI" in os.environ):
         _tell_mlflow(run, rows[-1], title)
 
 
@@ -51,14 +53,18 @@ def row_of(epoch: Epoch, names: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _local_events(run: Place) -> Path:
+    return storage.workshop(run) / "tensorboard"
+
+
 @lru_cache(1)
-def _events(run: Path) -> Any:
+def _events(run: Place) -> Any:
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(_local_events(run)))
 
 
-def _tell_mlflow(run: Path, row: dict[str, Any], title: str) -> None:
+def _tell_mlflow(run: Place, row: dict[str, Any], title: str) -> None:
     import mlflow
 
     if mlflow.active_run() is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.training.classes import IGNORE, ClassTable
 
 LONGEST = 300  # px: of one picture on a sheet
@@ -28,7 +28,7 @@ class Example(NamedTuple):
     predicted_HW: np.ndarray | None = None
 
 
-def draw_samples(target: Path, examples: Sequence[Example], table: ClassTable) -> None:
+def draw_samples(target: Place, examples: Sequence[Example], table: ClassTable) -> None:
     """Write a PNG sheet: of each example the image, the labels over it and the prediction over it; and a legend."""
     rows, font = [_pictures(item, table) for item in examples], ImageFont.load_default(14)
     cell = max(sum(picture.width + GAP for picture in row) for row in rows) + MARGIN
@@ -82,7 +82,7 @@ def over(rgb_HWC: np.ndarray, ids_HW: np.ndarray, table: ClassTable) -> np.ndarr
     return np.where((ids_HW == IGNORE)[..., None], (0.5 * rgb_HWC + 0.5 * np.array(BLANK)), mixed).astype(np.uint8)
 
 
-def draw_curves(target: Path, columns: Mapping[str, Sequence[float]]) -> None:
+def draw_curves(target: Place, columns: Mapping[str, Sequence[float]]) -> None:
     """Write a PNG of the loss and of the scores against the epoch; `columns` holds `epoch`, `loss` and scores 0..1."""
     from matplotlib.figure import Figure  # half a second to import
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span
 from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
 from pipeline.models.networks import build_network
 from pipeline.models.receptive import find_reach
 from pipeline.training.classes import read_classes
@@ -34,7 +34,7 @@ class Request:
 
     architecture: str
     data: Sequence[str]
-    output: Path
+    output: Place
     recipe: Recipe
     arguments: dict[str, Any] = field(default_factory=dict)
     labels: str | None = None
@@ -51,7 +51,7 @@ class Request:
     command: str = ""
 
     @property
-    def run(self) -> Path:
+    def run(self) -> Place:
         """The folder beside the bundle for what is kept of its training."""
         return self.output.with_name(f"{self.output.name}.run")
 
@@ -120,9 +120,8 @@ def missing(names: Sequence[str], counts: np.ndarray) -> list[str]:
     return [name for name, count in zip(names, counts, strict=True) if not count]
 
 
-def draw_check(training: Training, run: Path) -> None:
+def draw_check(training: Training, run: Place) -> None:
     """Write the pictures of --check: validation and training images with their labels, and training windows as they are changed."""
-    run.mkdir(parents=True, exist_ok=True)
     table, bands = training.split.train[0].table, training.statistics.bands
     shown = []
     for called, scenes in training.split.sets().items():

@@ -144,11 +144,12 @@ def _beginning_alike(state: State, wanted: State) -> dict[str, torch.Tensor]:
 
 
 def _read(place: str | Path) -> dict[str, torch.Tensor]:
-    path = storage.local_path(place)
+    path = storage.place_of(place)
     try:
-        if path.is_dir() or path.suffix == ".zip":
+        if path.suffix == ".zip" or storage.is_folder(path):
             return load_bundle(path).network().state_dict()
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        with storage.here(path) as file:
+            content: Any = load_file(file) if path.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Refused(f"{path}: there is no such file") from None
     except Refused:
