@@ -133,7 +133,7 @@ def test_other_class_names_are_refused_and_leave_nothing(
         ("--labels", "nowhere.tif", "nowhere.tif: no such file"),
         ("--classes", "nowhere.json", "nowhere.json: no such file"),
         ("--precision", "fp7", "--precision fp7: unknown"),
-        ("--output", "s3://bucket/out", "s3:// is not supported yet"),
+        ("--output", "gs://bucket/out", "gs:// is not supported"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_scenes_that_are_not_there(refusal: Refusal, tmp_path: Path):
     assert "text.tif: cannot be opened as a raster" in refusal(tmp_path / "text.tif")
     (tmp_path / "list.json").write_text("{}")
     assert "not a STAC item" in refusal(tmp_path / "list.json")
-    assert "s3:// is not supported yet" in refusal("s3://bucket/scene.tif")
+    assert "gs:// is not supported" in refusal("gs://bucket/scene.tif")
 
 
 def test_scenes_that_do_not_fit(refusal: Refusal, tmp_path: Path, make_bundle):
@@ -88,7 +88,7 @@ def test_outputs_that_cannot_be(refusal: Refusal, scene: Path, unet: Bundle, ide
     (tmp_path / "taken" / "dataset.json").write_text(json.dumps(description))
     line = refusal(scene, output=tmp_path / "taken")
     assert "is another data set" in line and "bundle is" in line and "choose another --output" in line
-    assert "s3:// is not supported yet" in refusal(scene, output="s3://bucket/out")
+    assert "gs:// is not supported" in refusal(scene, output="gs://bucket/out")
 
 
 def test_regions_that_are_elsewhere(refusal: Refusal, scene: Path, tmp_path: Path):

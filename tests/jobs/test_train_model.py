@@ -116,7 +116,7 @@ def test_a_bundle_that_is_there_is_refused_before_training(
         (["--loss", "hinge"], "--loss hinge: combine cross_entropy, focal, dice"),
         (["--augment", "twist"], "--augment twist"),
         (["--class-weights", "1,2,3"], "--class-weights has 3 numbers; there are 2 classes"),
-        (["--output", "s3://bucket/bundle"], "s3:// is not supported yet"),
+        (["--output", "gs://bucket/bundle"], "gs:// is not supported"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

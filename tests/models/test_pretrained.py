@@ -151,8 +151,8 @@ def test_what_does_not_fit_is_refused_in_one_line(resnet18: Path, make_bundle: M
         load_encoder(build_network("identity", 1, 2), resnet18)
     with pytest.raises(Refused, match="no such file"):
         load_encoder(network, tmp_path / "nowhere.pth")
-    with pytest.raises(Refused, match="s3:// is not supported"):
-        load_encoder(network, "s3://bucket/resnet18.pth")
+    with pytest.raises(Refused, match="https:// is not supported"):
+        load_encoder(network, "https://host/resnet18.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(Refused, match=r"text\.pth: cannot be read as weights"):
         load_encoder(network, tmp_path / "text.pth")
