@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from cluster.actors import start_actors
+from cluster.deadlines import Deadlines
 from cluster.dispatch import Task, dispatch
 from cluster.environment import Device
 from cluster.progress import Progress
@@ -42,8 +43,6 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE, Choice, Trial
 from pipeline.models.engine import choose_device, describe_device
 
-SHARD_DEADLINE_S = 3600.0
-
 
 def run_scenes(
     todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], record: RunRecord,
@@ -70,12 +69,13 @@ def run_scenes(
         choice.keep(request.out / QUANTISED)
         works = [adopt_scene(opened, plan, request, device.description) for opened, plan in zip(todo, plans, strict=True)]
         count = count_workers(request, works, device, nodes)
-        started(works, count)
-        actors = start_actors(
-            count, bundle.path, device,
-            memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
-        )  # fmt: skip
-        segment_scenes(works, actors, record, accept_partial=request.accept_partial)
+        with record:  # inside the session: `ray job stop` kills 3 s after it asked, and leaving Ray takes one or two of them
+            started(works, count)
+            actors = start_actors(
+                count, bundle.path, device,
+                memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
+            )  # fmt: skip
+            segment_scenes(works, actors, record, accept_partial=request.accept_partial)
     return works
 
 
@@ -112,11 +112,17 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
 
     for number, work in enumerate(works):
         for shard in largest_first(work.missing):
-            queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard), shard.pixels))
+            queue.append(Task("segment", (plans[number], shard, work.source, work.ledger, accept_partial), (number, shard), shard.pixels))
         if not work.missing:
             queue.append(publication(number))
     progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))
-    for outcome in dispatch(queue, actors, deadline_s=SHARD_DEADLINE_S, tick=progress.tick):
+    deadlines = Deadlines()
+
+    def deadline_s(task: Task) -> float:
+        number, shard = task.about
+        return deadlines.of_shard(shard.pixels) if shard else deadlines.of_publication(works[number].plan.region.window.pixels)
+
+    for outcome in dispatch(queue, actors, deadline_s=deadline_s, tick=progress.tick):
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:
@@ -127,6 +133,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
             work.quarantined[shard] = outcome.failure
         else:
             work.add(outcome.result)
+            deadlines.add(shard.pixels, outcome.result.seconds)
             record.trace(outcome.result)
         progress.add(shard.pixels)
         left[number] -= 1

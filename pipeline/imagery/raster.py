@@ -21,7 +21,7 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 
-from pipeline.errors import Refused
+from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
@@ -133,6 +133,16 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             resolution_m=resolution_m,
             notes=tuple(notes),
         )
+
+
+def check_unchanged(scene: Scene, source: Source, wanted: Sequence[Band]) -> None:
+    """Raise Unreadable where the files of a scene are no longer those that were opened."""
+    try:
+        version = open_scene(source, wanted).version
+    except Refused as error:
+        raise Unreadable(f"cannot be opened any more: {error}") from None
+    if version != scene.version:
+        raise Unreadable(f"{scene.uri}: changed while it was read: start again to do it anew")
 
 
 def _version(source: Source, used: dict[str, DatasetReader]) -> str:

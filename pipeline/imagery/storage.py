@@ -12,12 +12,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import Refused
+
+Result = TypeVar("Result")
+SWEEPS = 4  # by other runs, while a small file is written
 
 
 def local_path(place: str | os.PathLike[str]) -> Path:
@@ -91,7 +94,7 @@ def publish(finished: Path, path: Path) -> None:
 
 def create(path: Path, content: bytes) -> bool:
     """Create the object at `path`. False, and nothing changed, where it exists."""
-    return publish_once(_written(path, content), path)
+    return _unswept(lambda: publish_once(_written(path, content), path))
 
 
 def create_json(path: Path, content: Any) -> bool:
@@ -101,7 +104,17 @@ def create_json(path: Path, content: Any) -> bool:
 
 def replace_json(path: Path, content: Any) -> None:
     """Put the JSON object at `path`, in place of what is there."""
-    publish(_written(path, _json(content)), path)
+    _unswept(lambda: publish(_written(path, _json(content)), path))
+
+
+def _unswept(write: Callable[[], Result]) -> Result:
+    """What `write` returns; it is called again where another run has swept its temporary file away."""
+    for _ in range(SWEEPS):
+        try:
+            return write()
+        except FileNotFoundError:
+            continue
+    return write()
 
 
 def sweep(folder: Path) -> None:
@@ -124,7 +137,7 @@ def check_writable(folder: Path) -> None:
     probe = nearest / f".{uuid.uuid4().hex[:12]}.tmp"
     try:
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
 

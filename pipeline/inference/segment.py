@@ -28,8 +28,8 @@ from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.stitch import Strips
 from pipeline.geometry.windows import Tile, Window, largest_first
 from pipeline.imagery import storage
-from pipeline.imagery.catalogue import find_sources
-from pipeline.imagery.raster import Scene, open_scene
+from pipeline.imagery.catalogue import Source, find_sources
+from pipeline.imagery.raster import Scene, check_unchanged, open_scene
 from pipeline.imagery.reader import Pixels, SceneReader, check_scaling
 from pipeline.imagery.region import Region
 from pipeline.inference.cog import write_layer
@@ -200,13 +200,16 @@ class Segmenter:
         self._idle: list[SceneReader] = []  # the one that was used last comes last
         self._turn, self._lock = threading.Lock(), threading.Lock()
 
-    def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
+    def segment(self, plan: Plan, shard: Window, source: Source, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
         """Segment a shard and publish its part in the ledger; for two threads at once, so that the device does not wait.
 
-        Raises Unreadable where the scene cannot be opened any more, Refused where the bundle is not the plan's.
+        Raises Unreadable where the scene cannot be opened any more, or changed: before, so that no time is lost on it, or
+        while it was read, when what was read may be a mixture; Refused where the bundle is not the plan's.
         """
+        check_unchanged(plan.scene, source, self.bundle.bands)
         with storage.discarded(ledger.temporary(plan.shard_name(shard))) as part:
             result = self.write_part(plan, shard, ledger.out, part)
+            check_unchanged(plan.scene, source, self.bundle.bands)
             ledger.publish_part(result.shard, part, partial=bool(result.failed) and not accept_partial)
         return result
 

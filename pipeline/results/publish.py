@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 import rasterio
 from rasterio.errors import RasterioError
 
-from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import Source
-from pipeline.imagery.raster import open_scene
+from pipeline.imagery.raster import check_unchanged
 from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.part import FailedWindow, add_up, read_part
@@ -76,9 +75,13 @@ def raster_input_id(path: Path) -> str | None:
 def publish_scene(ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundle, run_id: str, *, accept_partial: bool) -> Published:
     """Publish what the parts hold: the scene, or its partial mask where shards or windows failed.
 
-    Raises Unreadable, with nothing published, where the input no longer has the version that was read.
+    Where another driver has published all of it, nothing is done. Raises Unreadable, with nothing more published, where the
+    input no longer has the version that was read.
     """
-    _check_unchanged(plan, source, bundle)
+    check_unchanged(plan.scene, source, bundle.bands)
+    if is_done(ledger, plan.layers):
+        return _published_before(ledger, run_id)
+    missing = ledger.missing(plan)  # before the parts are listed: another driver may add some between the two
     parts = ledger.parts(plan)
     tallies, failed = [], []
     for _, path in parts:
@@ -87,49 +90,59 @@ def publish_scene(ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundl
         failed += content.failed
     done = {shard for shard, _ in parts}
     failed += [FailedWindow(*shard, "the shard failed") for shard in plan.shards() if shard not in done]
-    complete = accept_partial or not (failed and ledger.missing(plan))
+    complete = accept_partial or not (failed and missing)
     total = add_up(tallies, plan.classes)
     rows = areas_rows(plan, bundle, total, ledger.attempt)
+    unchanged = partial(check_unchanged, plan.scene, source, bundle.bands)
     if not complete:
         mask = ledger.scene_folder / "mask.partial.tif"
-        _publish(ledger, mask, partial(write_layer, "mask", parts, plan=plan, bundle=bundle, input_id=ledger.attempt))
+        _publish(ledger, mask, partial(write_layer, "mask", parts, plan=plan, bundle=bundle, input_id=ledger.attempt), unchanged)
+        if ledger.manifest():  # another driver has finished it meanwhile
+            mask.unlink(missing_ok=True)
         return Published(mask, rows, failed, False, False)
-    committed = ledger.commit({
+    ledger.commit({
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
         "parts": [path.name for _, path in parts], "pixel_count": total.pixels, "failed_windows": [list(window) for window in failed],
     })  # fmt: skip
-    _publish_files(ledger, plan, bundle, parts, rows)
-    return Published(ledger.scene_folder / "mask.tif", rows, failed, True, committed)
+    _publish_files(ledger, plan, bundle, parts, rows, unchanged)
+    return Published(ledger.scene_folder / "mask.tif", rows, failed, True, _is_ours(ledger, run_id))
 
 
-def _check_unchanged(plan: Plan, source: Source, bundle: Bundle) -> None:
-    try:
-        version = open_scene(source, bundle.bands).version
-    except Refused as error:
-        raise Unreadable(f"cannot be opened any more: {error}") from None
-    if version != plan.scene.version:
-        raise Unreadable(f"{plan.scene.uri}: changed while it was read: nothing of it was published, start again")
+def _published_before(ledger: SceneLedger, run_id: str) -> Published:
+    """What is there for a scene that is done."""
+    failed = [FailedWindow(*window) for window in (ledger.manifest() or {})["failed_windows"]]
+    return Published(ledger.scene_folder / "mask.tif", published_rows(ledger), failed, True, _is_ours(ledger, run_id))
 
 
-def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[tuple[Window, Path]], rows: list[dict[str, Any]]) -> None:
+def _is_ours(ledger: SceneLedger, run_id: str) -> bool:
+    """Whether the manifest that holds is this run's, which may have made it in an attempt that was cut short."""
+    return (ledger.manifest() or {}).get("run_id") == run_id
+
+
+def _publish_files(
+    ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[tuple[Window, Path]], rows: list[dict[str, Any]],
+    unchanged: Callable[[], None],
+) -> None:  # fmt: skip
     """Publish each final file that this attempt has not published yet; the item comes last, since it names the others."""
     folder, attempt = ledger.scene_folder, ledger.attempt
     files = {layer: folder / f"{layer}.tif" for layer in plan.layers}
     for layer, path in files.items():
         if raster_input_id(path) != attempt:
-            _publish(ledger, path, partial(write_layer, layer, parts, plan=plan, bundle=bundle, input_id=attempt))
+            _publish(ledger, path, partial(write_layer, layer, parts, plan=plan, bundle=bundle, input_id=attempt), unchanged)
     table, quicklook = areas_path(ledger), folder / "quicklook.png"
     if table_input_id(table) != attempt:
-        _publish(ledger, table, lambda file: write_table(rows, AREAS, file, attempt))
+        _publish(ledger, table, lambda file: write_table(rows, AREAS, file, attempt), unchanged)
     if quicklook_input_id(quicklook) != attempt:
-        _publish(ledger, quicklook, lambda file: draw_quicklook(plan, bundle, files["mask"], rows, file, attempt))
+        _publish(ledger, quicklook, lambda file: draw_quicklook(plan, bundle, files["mask"], rows, file, attempt), unchanged)
+    (folder / "mask.partial.tif").unlink(missing_ok=True)  # before the item, with which the scene is done
     if item_input_id(folder / "item.json") != attempt:
         storage.replace_json(folder / "item.json", make_item(plan, bundle, files | {"quicklook": quicklook}, attempt))
-    (folder / "mask.partial.tif").unlink(missing_ok=True)
     ledger.sweep()
 
 
-def _publish(ledger: SceneLedger, path: Path, write: Callable[[Path], None]) -> None:
+def _publish(ledger: SceneLedger, path: Path, write: Callable[[Path], None], unchanged: Callable[[], None]) -> None:
+    """Write a file and give it its name, if the input is still what it was made from: else it might replace a newer one."""
     with storage.discarded(ledger.temporary(path.name)) as finished:
         write(finished)
+        unchanged()
         storage.publish(finished, path)

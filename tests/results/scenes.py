@@ -74,7 +74,7 @@ def publish(
     ledger = SceneLedger.open(out, name, plan.scene.input_id)
     segmenter = Segmenter(bundle.path, "cpu")
     for shard in plan.shards():
-        segmenter.segment(plan, shard, ledger, False)
+        segmenter.segment(plan, shard, source, ledger, False)
     ledger.adopt_plan(plan)
     return Done(out, source, plan, ledger, publish_scene(ledger, plan, source, bundle, "run", accept_partial=False))
 
