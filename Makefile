@@ -1,10 +1,10 @@
-# make demo, make test, make check: each sets up what it needs, and is quick to repeat.
+# make demo, make test, make slow, make check: each sets up what it needs, and is quick to repeat.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test slow check bench clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
@@ -12,6 +12,9 @@ demo: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest -q
+
+slow: .venv/ready-dev
+	$(BIN)/python -m pytest -q -m slow
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .

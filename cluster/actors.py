@@ -12,7 +12,6 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from cluster.environment import Device
 from pipeline.geometry.windows import Window
-from pipeline.imagery.catalogue import Source
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.plan import Plan
 from pipeline.inference.segment import Segmenter, ShardResult
@@ -37,8 +36,8 @@ class Worker:
     def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
         return self.segmenter.segment(plan, shard, ledger, accept_partial)
 
-    def publish(self, plan: Plan, source: Source, ledger: SceneLedger, run_id: str, accept_partial: bool) -> Published:
-        return publish_scene(ledger, plan, source, self.segmenter.bundle, run_id, accept_partial=accept_partial)
+    def publish(self, plan: Plan, ledger: SceneLedger, run_id: str, accept_partial: bool) -> Published:
+        return publish_scene(ledger, plan, self.segmenter.bundle, run_id, accept_partial=accept_partial)
 
 
 def start_actors(

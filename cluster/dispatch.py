@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import Refused, Unreadable
 
@@ -17,6 +18,7 @@ ATTEMPTS = 3
 IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 RETRY_READY_S = 0.5  # between questions to an actor that is being started again
 STALLED_S = 300.0  # without any actor that answers: give up
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # OUT is: no other task would fare better
 
 
 @dataclass
@@ -43,10 +45,11 @@ class Outcome:
 class _Actor:
     handle: Any
     flying: dict[Any, Task] = field(default_factory=dict)
-    head_since: float = 0.0  # when the task that it works on now was begun
+    head_since: float = 0.0  # when the oldest of them came to be that
     asked: Any = None  # the reference of a `ready` call that is under way
     ask_at: float = 0.0
     up: bool = False
+    refused_to_start: str = ""  # what its last `ready` raised
 
     def free(self) -> int:
         """How many more tasks it may hold; a task that failed before travels alone, so that it takes no other along."""
@@ -58,14 +61,17 @@ class _Actor:
         return sum(task.size for task in self.flying.values())
 
 
-def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float, tick: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
+def dispatch(
+    work: deque[Task], handles: Sequence[Any], *, deadline_s: Callable[[Task], float], tick: Callable[[], None] = lambda: None
+) -> Iterator[Outcome]:  # fmt: skip
     """Run the tasks in `work` and yield their outcomes as they come; the caller may add to `work` meanwhile.
 
-    `tick` is called every second or more often.
+    `tick` is called every second or more often; `deadline_s` says how long a task may take.
 
-    A task whose actor dies, that runs past `deadline_s`, or that raises, is begun again, up to 3 times in all; one that
-    raises Unreadable has failed on its data and is not. Raises Refused where an actor does, since then all would, and
-    RuntimeError where no actor comes up.
+    A task whose actor dies, that runs past its deadline, or that raises, is begun again, up to 3 times in all: the second
+    time alone in an actor, the last time when nothing else is left, so that trouble which passes has passed. One that raises
+    Unreadable has failed on its data and is not begun again. Raises Refused where an actor does, and OSError where an actor
+    cannot write, since then all would; RuntimeError where no actor comes up.
     """
     actors = [_Actor(handle) for handle in handles]
     suspects: deque[Task] = deque()
@@ -76,8 +82,8 @@ def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float, ti
         for actor in actors:
             _ask(actor, now)
             _load(actor, actors, work, suspects, now)
-            if actor.flying and now - actor.head_since > deadline_s:
-                yield from _overdue(actor, suspects, deadline_s)
+            if actor.flying and now - actor.head_since > (limit := deadline_s(next(iter(actor.flying.values())))):
+                yield from _overdue(actor, suspects, limit)
         owners = {ref: actor for actor in actors for ref in (*actor.flying, *([actor.asked] if actor.asked else []))}
         finished = ray.wait(list(owners), num_returns=1, timeout=1.0, fetch_local=False)[0] if owners else []
         if not owners:
@@ -87,7 +93,10 @@ def dispatch(work: deque[Task], handles: Sequence[Any], *, deadline_s: float, ti
         if any(actor.up for actor in actors):
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > STALLED_S:
-            raise RuntimeError(f"no actor came up within {STALLED_S:.0f} s: does the cluster have the cores and memory asked for?")
+            reasons = "; ".join(dict.fromkeys(actor.refused_to_start for actor in actors if actor.refused_to_start))
+            raise RuntimeError(
+                f"no actor came up within {STALLED_S:.0f} s: {reasons or 'does the cluster have the cores and memory asked for?'}"
+            )
 
 
 def _ask(actor: _Actor, now: float) -> None:
@@ -101,8 +110,8 @@ def _load(actor: _Actor, actors: Sequence[_Actor], work: deque[Task], suspects: 
     while actor.free() > 0:
         if actor.flying and len(work) <= IN_FLIGHT * len(actors) and actor.load() > min(other.load() for other in actors if other.up):
             return
-        if suspects and not actor.flying:
-            task = suspects.popleft()
+        if not actor.flying and (suspect := _suspect(suspects, work)):
+            task = suspect
         elif work:
             task = work.popleft()
         else:
@@ -113,21 +122,34 @@ def _load(actor: _Actor, actors: Sequence[_Actor], work: deque[Task], suspects: 
         actor.flying[getattr(actor.handle, task.method).remote(*task.arguments)] = task
 
 
+def _suspect(suspects: deque[Task], work: deque[Task]) -> Task | None:
+    """The next task to be begun again; those with their last attempt left wait until there is nothing else."""
+    task = next((task for task in suspects if task.attempts < ATTEMPTS - 1), None)
+    if task is None and suspects and not work:
+        task = suspects[0]
+    if task:
+        suspects.remove(task)
+    return task
+
+
 def _settle(ref: Any, actor: _Actor, suspects: deque[Task]) -> Iterator[Outcome]:
     """Take the answer of one call."""
+    if ref == next(iter(actor.flying), None):
+        actor.head_since = time.monotonic()
     task = actor.flying.pop(ref, None)
-    actor.head_since = time.monotonic()
     if task is None:
         actor.asked = None
     try:
         result = ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, Refused):
+        if isinstance(error.cause, Refused) or (isinstance(error.cause, OSError) and error.cause.errno in UNWRITABLE):
             raise error.cause from None
         if task:
             yield from _again(task, suspects, _reason(error.cause), for_good=isinstance(error.cause, Unreadable))
+        else:
+            actor.refused_to_start, actor.ask_at = _reason(error.cause), time.monotonic() + RETRY_READY_S
         return
-    except (RayActorError, OutOfMemoryError) as error:
+    except RayError as error:  # the actor died, or its node, with an answer that was still there
         actor.up, actor.ask_at = False, time.monotonic() + RETRY_READY_S
         if task:
             yield from _again(task, suspects, _reason(error))
@@ -144,9 +166,7 @@ def _overdue(actor: _Actor, suspects: deque[Task], deadline_s: float) -> Iterato
     actor.flying.clear()
     actor.up, actor.ask_at = False, time.monotonic() + RETRY_READY_S
     ray.kill(actor.handle, no_restart=False)
-    for task in queued:
-        task.attempts -= 1  # it was never begun
-        suspects.append(task)
+    suspects.extend(queued)  # from now on they travel alone: none is taken along twice
     yield from _again(late, suspects, f"took longer than {deadline_s:.0f} s")
 
 

@@ -48,6 +48,7 @@ class RunRecord:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and self._started:
+            self._started = False  # what an outer block ends with is the same error
             outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
             self._write(outcome=outcome, exit_code=1, reason=f"{type(error).__name__}: {error}")
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from cluster.actors import start_actors
+from cluster.deadlines import Deadlines
 from cluster.dispatch import Task, dispatch
 from cluster.environment import Device
 from cluster.progress import Progress
@@ -43,8 +44,6 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE, Choice, Trial
 from pipeline.models.engine import choose_device, describe_device
 
-SHARD_DEADLINE_S = 3600.0
-
 
 def run_scenes(
     todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], record: RunRecord,
@@ -70,13 +69,14 @@ def run_scenes(
         choice.keep(request.out / QUANTISED)
         works = [adopt_scene(opened, plan, request, device.description) for opened, plan in zip(todo, plans, strict=True)]
         count = count_workers(request, works, device, nodes)
-        started(works, count)
-        actors = start_actors(
-            count, bundle.path, device,
-            memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
-            access=request.access,
-        )  # fmt: skip
-        segment_scenes(works, actors, record, accept_partial=request.accept_partial)
+        with record:  # inside the session: `ray job stop` kills 3 s after it asked, and leaving Ray takes one or two of them
+            started(works, count)
+            actors = start_actors(
+                count, bundle.path, device,
+                memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
+                access=request.access,
+            )  # fmt: skip
+            segment_scenes(works, actors, record, accept_partial=request.accept_partial)
     return works
 
 
@@ -110,7 +110,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
 
     def publication(number: int) -> Task:
         work = works[number]
-        return Task("publish", (plans[number], work.source, work.ledger, record.run_id, accept_partial), (number, None))
+        return Task("publish", (plans[number], work.ledger, record.run_id, accept_partial), (number, None))
 
     for number, work in enumerate(works):
         for shard in largest_first(work.missing):
@@ -118,7 +118,13 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
         if not work.missing:
             queue.append(publication(number))
     progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))
-    for outcome in dispatch(queue, actors, deadline_s=SHARD_DEADLINE_S, tick=progress.tick):
+    deadlines = Deadlines()
+
+    def deadline_s(task: Task) -> float:
+        number, shard = task.about
+        return deadlines.of_shard(shard.pixels) if shard else deadlines.of_publication(works[number].plan.region.window.pixels)
+
+    for outcome in dispatch(queue, actors, deadline_s=deadline_s, tick=progress.tick):
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:
@@ -129,6 +135,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
             work.quarantined[shard] = outcome.failure
         else:
             work.add(outcome.result)
+            deadlines.add(shard.pixels, outcome.result.seconds)
             record.trace(outcome.result)
         progress.add(shard.pixels)
         left[number] -= 1

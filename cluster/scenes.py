@@ -46,7 +46,6 @@ class Request:
 class OpenedScene(NamedTuple):
     """A scene whose headers were read and that fits the bundle, and the part of it that was asked for."""
 
-    source: Source
     scene: Scene
     region: Region
 
@@ -55,7 +54,6 @@ class OpenedScene(NamedTuple):
 class SceneWork:
     """One scene of a run: what is planned, what is left to do, and what came of it."""
 
-    source: Source
     plan: Plan
     ledger: SceneLedger
     missing: list[Window]
@@ -106,7 +104,7 @@ def open_scenes(places: Sequence[str], bundle: Bundle, area: Area | None) -> tup
                 outside.append(f"{source.uri}: lies outside the region that was asked for")
                 continue
             check_scaling(scene, bundle.bands)
-            opened.append(OpenedScene(source, scene, region))
+            opened.append(OpenedScene(scene, region))
         except Refused as error:
             refusals[source.uri] = str(error)
     if not opened:
@@ -157,7 +155,7 @@ def adopt_scene(opened: OpenedScene, plan: Plan, request: Request, device: str) 
             f"{opened.scene.uri}: was begun on {adopted.device}, this is {device}, and results would differ:"
             f" finish it there, or start it anew with --fresh"
         )
-    return SceneWork(opened.source, adopted, ledger, missing, ledger.manifest() is not None)
+    return SceneWork(adopted, ledger, missing, ledger.manifest() is not None)
 
 
 def worker_budget(request: Request, device: Device, nodes: Sequence[Node]) -> int:

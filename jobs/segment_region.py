@@ -27,7 +27,7 @@ from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.region import Area
 from pipeline.imagery.storage import Place
-from pipeline.inference.ledger import compare_dataset, describe_dataset
+from pipeline.inference.ledger import compare_dataset, describe_dataset, sweep_dataset
 from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
 from pipeline.inference.trial import prepare_trial
@@ -96,6 +96,9 @@ def segment_region(options: argparse.Namespace) -> int:
             works = run_scenes(todo, bundle, request, description, record, started)
         code = FAILED_ON_DATA if refusals or any(work.failed for work in works) else DONE
         record.end(code)
+    for ledger in done.values():
+        ledger.sweep()  # a run may have been killed between the last file and this
+    sweep_dataset(request.out)
     if options.clean:
         clean(scenes, request)
     print_summary(works, [published_rows(ledger) for ledger in done.values()], refusals, request.out)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,10 +42,10 @@ def run(command: list[object], **environment: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def submit(command: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
+def submit(command: list[object], *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`ray job submit` of a command with this folder, once the cluster's job agent is up, which a busy machine delays."""
     for _ in range(20):
-        done = run([RAY, "job", "submit", "--working-dir", ".", "--", *command], **environment)
+        done = run([RAY, "job", "submit", "--working-dir", ".", *options, "--", *command], **environment)
         if "No available agent" not in done.stdout + done.stderr:
             return done
         time.sleep(3)
@@ -57,27 +57,43 @@ def job_command(job: str, *arguments: object) -> list[object]:
 
 
 @contextmanager
-def ray_head(cpus: int = 2) -> Iterator[dict[str, str]]:
-    """A Ray head on ports of its own, with token authentication. Yields the environment that its users set."""
+def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict[str, str]]:
+    """A Ray head on ports of its own, with token authentication; `more` is for the environment of all that it starts.
+
+    Yields the environment that its users set. What its last entry, HEAD_PID, names is the process that started all others.
+    """
     port, dashboard = free_port(), free_port()
     environment = {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_ADDRESS": f"{ip}:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets need short paths
         command = [
-            RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
+            RAY, "start", "--head", "--block", f"--node-ip-address={ip}", f"--port={port}", f"--dashboard-port={dashboard}",
             f"--num-cpus={cpus}", f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000",
         ]  # fmt: skip
         head = subprocess.Popen(
-            command, env=clean_environment(**environment) | {"RAY_ADDRESS": ""}, start_new_session=True,
+            command, env=clean_environment(**environment, **more) | {"RAY_ADDRESS": ""}, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             wait_for(lambda: answers(dashboard), 90)
-            yield environment
+            yield environment | {"HEAD_PID": str(head.pid)}
         finally:
             end_group(head)
+
+
+@contextmanager
+def ray_node(environment: dict[str, str], *options: str, within: Sequence[str] = (), **more: str) -> Iterator[subprocess.Popen]:
+    """One more node of the cluster that `environment` joins, started by the command `within`."""
+    command = [*within, RAY, "start", "--block", f"--address={environment['RAY_ADDRESS']}", "--object-store-memory=100000000", *options]
+    node = subprocess.Popen(
+        command, env=clean_environment(**environment, **more), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield node
+    finally:
+        end_group(node)
 
 
 def descendants(pid: int) -> list[int]:

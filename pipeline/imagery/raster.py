@@ -21,7 +21,7 @@ from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 from rasterio.transform import Affine
 
-from pipeline.errors import Refused
+from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
@@ -84,6 +84,7 @@ class Scene:
     block: tuple[int, int]  # the tallest and the widest of the files' blocks, px
     resolution_m: float | None  # of the pixel in the middle, on the ground; None where areas cannot be told in square metres
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # that `version` tells of
 
     @property
     def on_ground(self) -> bool:
@@ -127,7 +128,8 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             scene_id=source.scene_id,
             uri=source.uri,
             datetime=source.datetime or _tiff_datetime(reference.tags().get("TIFFTAG_DATETIME")),
-            version=_version(source, used),
+            version=_version(files_read := _files(source, used)),
+            files=files_read,
             grid=grid,
             bands=bands,
             block=(max(height for height, _ in blocks), max(width for _, width in blocks)),
@@ -136,10 +138,20 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
         )
 
 
-def _version(source: Source, used: dict[str, DatasetReader]) -> str:
-    listing = {source.listed_in} if source.listed_in else set()
-    paths = {storage.of_gdal(file) for dataset in used.values() for file in dataset.files} | listing
-    versions = [(path.name, storage.version(path)) for path in sorted(paths, key=str)]
+def check_unchanged(scene: Scene) -> None:
+    """Raise Unreadable where the files of a scene are no longer those that were opened."""
+    if scene.files and _version(scene.files) != scene.version:
+        raise Unreadable(f"{scene.uri}: changed while it was read, or is gone: start again to do it anew")
+
+
+def _files(source: Source, used: dict[str, DatasetReader]) -> tuple[str, ...]:
+    """All that a scene is read from: its rasters, what lies beside them, and the STAC file that names them."""
+    listing = {str(source.listed_in)} if source.listed_in else set()
+    return tuple(sorted({str(storage.of_gdal(file)) for dataset in used.values() for file in dataset.files} | listing))
+
+
+def _version(files: Sequence[str]) -> str:
+    versions = [(place.name, storage.version(place)) for place in map(storage.place_of, files)]
     return ";".join(f"{name}:{version}" for name, version in versions if version)
 
 

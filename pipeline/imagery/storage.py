@@ -33,6 +33,7 @@ from pipeline.imagery.s3 import Remote, Taken
 Place = Path | Remote
 Result = TypeVar("Result")
 
+SWEEPS = 4  # by other runs, while a small file is written
 WAITS_S = (0.2, 1.0, 3.0)  # before a store is asked again, above the retries of its clients
 FETCHED_AT_ONCE = 8
 VSIS3 = "/vsis3/"
@@ -278,7 +279,7 @@ def mirror(folder: Path, place: Place) -> None:
 
 def create(place: Place, content: bytes) -> bool:
     """Create the object at `place`. False, and nothing changed, where it exists."""
-    return publish_once(_written(place, content), place)
+    return _unswept(lambda: publish_once(_written(place, content), place))
 
 
 def create_json(place: Place, content: Any) -> bool:
@@ -288,7 +289,17 @@ def create_json(place: Place, content: Any) -> bool:
 
 def replace_json(place: Place, content: Any) -> None:
     """Put the JSON object at `place`, in place of what is there."""
-    publish(_written(place, json_bytes(content)), place)
+    _unswept(lambda: publish(_written(place, json_bytes(content)), place))
+
+
+def _unswept(write: Callable[[], Result]) -> Result:
+    """What `write` returns; it is called again where another run has swept its temporary file away."""
+    for _ in range(SWEEPS):
+        try:
+            return write()
+        except FileNotFoundError:
+            continue
+    return write()
 
 
 def remove(place: Place) -> None:
@@ -335,7 +346,7 @@ def check_writable(folder: Place) -> list[str]:
     probe = nearest / f".{uuid.uuid4().hex[:12]}.tmp"
     try:
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
     return []

@@ -57,6 +57,12 @@ def adopt_dataset(out: Place, description: Mapping[str, Any]) -> None:
         compare_dataset(out, description)
 
 
+def sweep_dataset(out: Place) -> None:
+    """Remove the temporary files that killed runs left beside the scenes."""
+    for folder in (out, out / "runs"):
+        storage.sweep(folder)
+
+
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
@@ -147,8 +153,10 @@ class SceneLedger:
         return storage.create_json(self.folder / "manifest.json", manifest)
 
     def sweep(self) -> None:
-        """Remove temporary files, those of a killed run included."""
-        storage.sweep(self.folder)
+        """Remove the temporary files of this scene, which killed runs left, those of its earlier attempts included."""
+        attempts = self.scene_folder / "parts"
+        for folder in (self.scene_folder, *(attempts / name for name in storage.names(attempts))):
+            storage.sweep(folder)
 
     def clean(self) -> None:
         """Remove the parts of this scene; plans and manifests stay."""

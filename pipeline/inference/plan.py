@@ -141,6 +141,7 @@ class Plan:
                 **scene,
                 "grid": Grid(**{**grid, "transform": tuple(grid["transform"])}),
                 "bands": tuple(SceneBand(**band) for band in scene["bands"]),
+                "files": tuple(scene["files"]),
                 "block": tuple(scene["block"]),
                 "notes": tuple(scene["notes"]),
             }),

@@ -29,7 +29,7 @@ from pipeline.geometry.stitch import Strips
 from pipeline.geometry.windows import Tile, Window, largest_first
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import find_sources
-from pipeline.imagery.raster import Scene, open_scene
+from pipeline.imagery.raster import Scene, check_unchanged, open_scene
 from pipeline.imagery.reader import Pixels, SceneReader, check_scaling
 from pipeline.imagery.region import Region
 from pipeline.imagery.storage import Place
@@ -204,10 +204,13 @@ class Segmenter:
     def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
         """Segment a shard and publish its part in the ledger; for two threads at once, so that the device does not wait.
 
-        Raises Unreadable where the scene cannot be opened any more, Refused where the bundle is not the plan's.
+        Raises Unreadable where the scene cannot be opened any more, or changed: before, so that no time is lost on it, or
+        while it was read, when what was read may be a mixture; Refused where the bundle is not the plan's.
         """
+        check_unchanged(plan.scene)
         with storage.discarded(ledger.temporary(plan.shard_name(shard))) as part:
             result = self.write_part(plan, shard, ledger.out, part)
+            check_unchanged(plan.scene)
             ledger.publish_part(result.shard, part, partial=bool(result.failed) and not accept_partial)
         return result
 
@@ -216,14 +219,18 @@ class Segmenter:
         if plan.model_id != self.bundle.model_id:
             raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
         torch.set_num_threads(plan.threads)
-        engine = self._engine(plan.execution(out), plan.layers)
+        engine = self.engine(plan, out)
         with self._reader(plan.scene) as reader:
             return segment_shard(shard, plan, reader, engine, plan.scaling(self.bundle), part, self._turn)
 
-    def _engine(self, execution: Execution, layers: tuple[str, ...]) -> Engine:
+    def engine(self, plan: Plan, out: str | Place) -> Engine:
+        """The engine of a plan, built when it is first asked for, while no network runs here: to fold its BatchNorm torch.fx
+        traces a network, and catches the calls of every other one in the process."""
+        execution, layers = plan.execution(out), plan.layers
         with self._lock:
             if (execution, layers) not in self._engines:
-                self._engines[execution, layers] = Engine(self.bundle, self.device, execution, layers)
+                with self._turn:
+                    self._engines[execution, layers] = Engine(self.bundle, self.device, execution, layers)
             return self._engines[execution, layers]
 
     @contextmanager
@@ -350,6 +357,8 @@ def segment_shards(plan: Plan, bundle: Bundle, device: str, folder: Path, stream
 def share_shards(plan: Plan, segmenters: Sequence[Segmenter], folder: Path) -> list[ShardResult]:
     """All shards of a plan, shared by segmenters with two threads each; parts are put into `folder`."""
     streams = len(segmenters)
+    for segmenter in segmenters:
+        segmenter.engine(plan, folder)  # one after another, before any of them runs
     left, loads, change = deque(largest_first(plan.shards())), [0] * streams, threading.Condition()
 
     def work(number: int, segmenter: Segmenter) -> list[ShardResult]:

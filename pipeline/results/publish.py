@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
-from pipeline.imagery.catalogue import Source
-from pipeline.imagery.raster import open_scene, opened_dataset
+from pipeline.imagery.raster import Scene, check_unchanged, opened_dataset
 from pipeline.imagery.storage import Place, Taken, json_bytes
 from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
@@ -73,72 +72,90 @@ def raster_input_id(path: Place) -> str | None:
         return None
 
 
-def publish_scene(ledger: SceneLedger, plan: Plan, source: Source, bundle: Bundle, run_id: str, *, accept_partial: bool) -> Published:
+def publish_scene(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, *, accept_partial: bool) -> Published:
     """Publish what the parts hold: the scene, or its partial mask where shards or windows failed.
 
-    Raises Unreadable, with nothing published, where the input no longer has the version that was read.
+    Where another driver has published all of it, nothing is done. Raises Unreadable, with nothing more published, where the
+    input no longer has the version that was read.
     """
-    _check_unchanged(plan, source, bundle)
+    check_unchanged(plan.scene)
+    if is_done(ledger, plan.layers):
+        return _published_before(ledger, run_id)
+    whole = not ledger.missing(plan)  # before the parts are listed: another driver may add some between the two
     places = ledger.parts(plan)
     with storage.all_here([place for _, place in places]) as copies:
-        parts = [(shard, path) for (shard, _), path in zip(places, copies, strict=True)]
-        return _publish_parts(ledger, plan, bundle, run_id, parts, [place.name for _, place in places], accept_partial)
+        parts = Parts([(shard, path) for (shard, _), path in zip(places, copies, strict=True)], [place.name for _, place in places], whole)
+        return _publish_parts(ledger, plan, bundle, run_id, parts, accept_partial=accept_partial)
 
 
-def _publish_parts(
-    ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, parts: list[tuple[Window, Path]], names: list[str], accept_partial: bool
-) -> Published:
-    """Publish the parts, which lie here; `names` are what the ledger calls them."""
-    contents = [read_part(path) for _, path in parts]
+class Parts(NamedTuple):
+    """The parts of a scene, where they lie on this machine; `names` are those that the ledger knows."""
+
+    files: list[tuple[Window, Path]]
+    names: list[str]
+    whole: bool  # every shard has one without failed windows
+
+
+def _publish_parts(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, parts: Parts, *, accept_partial: bool) -> Published:
+    contents = [read_part(path) for _, path in parts.files]
     tallies, failed = [content.tally for content in contents], [window for content in contents for window in content.failed]
-    done = {shard for shard, _ in parts}
+    done = {shard for shard, _ in parts.files}
     failed += [FailedWindow(*shard, "the shard failed") for shard in plan.shards() if shard not in done]
-    complete = accept_partial or not (failed and ledger.missing(plan))
+    complete = accept_partial or parts.whole or not failed
     total = add_up(tallies, plan.classes)
     rows = areas_rows(plan, bundle, total, ledger.attempt)
     if not complete:
         mask = ledger.scene_folder / "mask.partial.tif"
         with storage.discarded(ledger.temporary(mask.name)) as finished:
-            write_layer("mask", parts, finished, plan, bundle, input_id=ledger.attempt)
+            write_layer("mask", parts.files, finished, plan, bundle, input_id=ledger.attempt)
+            check_unchanged(plan.scene)
             storage.publish(finished, mask)
+        if ledger.manifest():  # another driver has finished it meanwhile
+            storage.remove(mask)
         return Published(mask, rows, failed, False, False)
-    committed = ledger.commit({
+    ledger.commit({
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
-        "parts": names, "pixel_count": total.pixels, "failed_windows": [list(window) for window in failed],
+        "parts": parts.names, "pixel_count": total.pixels, "failed_windows": [list(window) for window in failed],
     })  # fmt: skip
-    _publish_files(ledger, plan, bundle, parts, rows)
-    return Published(ledger.scene_folder / "mask.tif", rows, failed, True, committed)
+    _publish_files(ledger, plan, bundle, parts.files, rows)
+    return Published(ledger.scene_folder / "mask.tif", rows, failed, True, _is_ours(ledger, run_id))
 
 
-def _check_unchanged(plan: Plan, source: Source, bundle: Bundle) -> None:
-    try:
-        version = open_scene(source, bundle.bands).version
-    except Refused as error:
-        raise Unreadable(f"cannot be opened any more: {error}") from None
-    if version != plan.scene.version:
-        raise Unreadable(f"{plan.scene.uri}: changed while it was read: nothing of it was published, start again")
+def _published_before(ledger: SceneLedger, run_id: str) -> Published:
+    """What is there for a scene that is done."""
+    failed = [FailedWindow(*window) for window in (ledger.manifest() or {})["failed_windows"]]
+    return Published(ledger.scene_folder / "mask.tif", published_rows(ledger), failed, True, _is_ours(ledger, run_id))
+
+
+def _is_ours(ledger: SceneLedger, run_id: str) -> bool:
+    """Whether the manifest that holds is this run's, which may have made it in an attempt that was cut short."""
+    return (ledger.manifest() or {}).get("run_id") == run_id
 
 
 def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[tuple[Window, Path]], rows: list[dict[str, Any]]) -> None:
     """Publish each final file that this attempt has not published yet; the item comes last, since it names the others."""
     folder, attempt = ledger.scene_folder, ledger.attempt
+    publish = partial(_publish, ledger, plan.scene)
     made: dict[str, MadeFile] = {}
     for layer in plan.layers:
         write = partial(write_layer, layer, parts, plan=plan, bundle=bundle, input_id=attempt)
-        made[layer] = _publish(ledger, folder / f"{layer}.tif", raster_input_id, write)
-    _publish(ledger, areas_path(ledger), table_input_id, lambda file: write_table(rows, AREAS, file, attempt))
+        made[layer] = publish(folder / f"{layer}.tif", raster_input_id, write)
+    publish(areas_path(ledger), table_input_id, lambda file: write_table(rows, AREAS, file, attempt))
     draw = partial(draw_quicklook, plan, bundle, folder / "mask.tif", rows, input_id=attempt)
-    made["quicklook"] = _publish(ledger, folder / "quicklook.png", quicklook_input_id, draw)
+    made["quicklook"] = publish(folder / "quicklook.png", quicklook_input_id, draw)
+    storage.remove(folder / "mask.partial.tif")  # before the item, with which the scene is done
     item = json_bytes(make_item(plan, bundle, made, attempt))
-    _publish(ledger, folder / "item.json", item_input_id, lambda file: file.write_bytes(item))
-    storage.remove(folder / "mask.partial.tif")
+    publish(folder / "item.json", item_input_id, lambda file: file.write_bytes(item))
     ledger.sweep()
 
 
-def _publish(ledger: SceneLedger, place: Place, made_from: Callable[[Place], str | None], write: Callable[[Path], object]) -> MadeFile:
+def _publish(
+    ledger: SceneLedger, scene: Scene, place: Place, made_from: Callable[[Place], str | None], write: Callable[[Path], object]
+) -> MadeFile:  # fmt: skip
     """Publish a file unless this attempt, or another driver that finishes it, has done so.
 
-    Raises Unreadable where another attempt's file was put there since we looked.
+    Raises Unreadable where the input is no longer what it was made from, or where another attempt's file was put there since
+    we looked: else it might replace a newer one.
     """
     before = storage.version(place)
     if made_from(place) == ledger.attempt:
@@ -146,6 +163,7 @@ def _publish(ledger: SceneLedger, place: Place, made_from: Callable[[Place], str
     with storage.discarded(ledger.temporary(place.name)) as finished:
         write(finished)
         made = MadeFile.of(finished)._replace(name=place.name)
+        check_unchanged(scene)
         try:
             storage.publish(finished, place, onto=before)
         except Taken:

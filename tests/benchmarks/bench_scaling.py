@@ -90,7 +90,7 @@ def scale_dispatch() -> None:
         plan = ray.put({"scene": "x" * 4000})
         queue = deque(Task("segment", (plan, Window(0, number, 512, 512), "ledger", False)) for number in range(SHARDS))
         began = time.perf_counter()
-        done = sum(outcome.failure is None for outcome in dispatch(queue, actors, deadline_s=600.0))
+        done = sum(outcome.failure is None for outcome in dispatch(queue, actors, deadline_s=lambda _: 600.0))
         seconds = time.perf_counter() - began
     print(f"dispatch: {done} shards to {PRETEND} pretend actors in {seconds:.1f} s, {done / seconds:.0f} shards/s", flush=True)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from cluster.dispatch import ATTEMPTS, Outcome, Task, _Actor, _load, dispatch
+from cluster.dispatch import ATTEMPTS, Outcome, Task, _Actor, _load, _suspect, dispatch
 from pipeline.errors import Refused, Unreadable
 from tests.processes import PROJECT
 
@@ -53,7 +55,7 @@ class Toy:
         time.sleep(seconds)
 
     def fail(self, kind: str) -> None:
-        raise {"data": Unreadable, "input": Refused, "bug": KeyError}[kind]("as asked")
+        raise {"data": Unreadable, "input": Refused, "bug": KeyError, "disk": partial(OSError, errno.ENOSPC)}[kind]("as asked")
 
 
 @pytest.fixture
@@ -65,13 +67,13 @@ def actors(joined: None) -> Iterator[list[Any]]:
 
 
 def outcomes(tasks: list[Task], actors: list[Any], deadline_s: float = 60.0) -> dict[Any, Outcome]:
-    return {outcome.task.about: outcome for outcome in dispatch(deque(tasks), actors, deadline_s=deadline_s)}
+    return {outcome.task.about: outcome for outcome in dispatch(deque(tasks), actors, deadline_s=lambda _: deadline_s)}
 
 
 def test_every_task_is_done_once_and_work_may_be_added(actors: list[Any]):
     work = deque(Task("square", (number,), number) for number in range(100))
     seen = []
-    for outcome in dispatch(work, actors, deadline_s=60):
+    for outcome in dispatch(work, actors, deadline_s=lambda _: 60.0):
         seen.append(outcome)
         if outcome.task.about == 50:
             work.append(Task("square", (1000,), "added"))
@@ -108,6 +110,30 @@ def test_failures_on_data_are_not_tried_again_and_bugs_are(actors: list[Any]):
 def test_a_refusal_ends_the_run(actors: list[Any]):
     with pytest.raises(Refused, match="as asked"):
         outcomes([Task("fail", ("input",), "input")], actors)
+
+
+def test_a_full_disk_ends_the_run(actors: list[Any]):
+    with pytest.raises(OSError, match="as asked"):
+        outcomes([Task("fail", ("disk",), "disk"), *(Task("square", (number,), number) for number in range(5))], actors)
+
+
+def test_a_task_that_hangs_is_noticed_while_others_pass_it(joined: None):
+    """In an actor that runs two at once, as ours do."""
+    (handle,) = handles = [ray.remote(Toy).options(num_cpus=1, max_restarts=-1, max_task_retries=0, max_concurrency=2).remote()]
+    tasks = [Task("hang", (300.0,), "hang"), *(Task("hang", (0.4,), number) for number in range(12))]
+    order = [outcome.task.about for outcome in dispatch(deque(tasks), handles, deadline_s=lambda _: 2.0)]
+    ray.kill(handle)
+    assert sorted(map(str, order)) == sorted(str(task.about) for task in tasks)
+    assert order[-1] == "hang", "its last attempt came last"
+    assert tasks[0].attempts == ATTEMPTS and sum(task.attempts for task in tasks[1:]) <= 12 + 1
+
+
+def test_the_last_attempt_waits_until_nothing_else_is_left():
+    twice, once = Task("segment", (), attempts=2), Task("segment", (), attempts=1)
+    suspects, work = deque([twice, once]), deque([Task("segment", ())])
+    assert _suspect(suspects, work) is once
+    assert _suspect(suspects, work) is None
+    assert _suspect(suspects, deque()) is twice and not suspects
 
 
 class Slow:

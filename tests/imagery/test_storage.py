@@ -203,3 +203,20 @@ def test_local_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_free_space_is_asked_of_the_disk_that_would_hold_it(tmp_path: Path):
     assert storage.free_bytes(tmp_path / "a" / "b") == pytest.approx(storage.free_bytes(tmp_path), rel=0.1)
+
+
+def test_what_another_run_sweeps_away_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs that share a folder sweep it when they are done, whoever writes there."""
+    honest, swept = storage._sync, []
+
+    def swept_before(path: Path) -> None:
+        if path.suffix == ".tmp" and len(swept) < 2:
+            swept.append(path)
+            storage.sweep(tmp_path)
+        honest(path)
+
+    monkeypatch.setattr(storage, "_sync", swept_before)
+    storage.replace_json(tmp_path / "run.json", {"outcome": "done"})
+    assert storage.create_json(tmp_path / "dataset.json", {"bundle": 1})
+    assert len(swept) == 2
+    assert storage.read_json(tmp_path / "run.json") == {"outcome": "done"} and storage.read_json(tmp_path / "dataset.json") == {"bundle": 1}

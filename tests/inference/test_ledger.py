@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import Refused
 from pipeline.imagery.region import Region
-from pipeline.inference.ledger import SceneLedger, adopt_dataset, compare_dataset, describe_dataset, scene_folder
+from pipeline.imagery.storage import temporary
+from pipeline.inference.ledger import SceneLedger, adopt_dataset, compare_dataset, describe_dataset, scene_folder, sweep_dataset
 from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE
@@ -84,11 +85,17 @@ def test_fresh_opens_the_next_attempt_and_the_highest_is_current(tmp_path: Path,
 
 
 def test_temporary_files_are_never_listed_and_are_swept(ledger: SceneLedger, plan: Plan):
-    left = ledger.temporary("r00000c00000")
-    left.write_text("half")
+    before = replace(ledger, attempt="0" * 16)  # of an input that changed since
+    out = Path(ledger.out)
+    mine = [ledger.temporary("r00000c00000"), before.temporary("r00000c00000"), temporary(ledger.scene_folder, "item.json")]
+    shared = [temporary(out, "dataset.json"), temporary(out / "runs", "run.json")]
+    for left in [*mine, *shared]:
+        left.write_text("half")
     assert ledger.parts(plan) == [] and ledger.missing(plan) == plan.shards()
     ledger.sweep()
-    assert not left.exists()
+    assert [left for left in [*mine, *shared] if left.exists()] == shared
+    sweep_dataset(out)
+    assert not [left for left in shared if left.exists()]
 
 
 def test_clean_keeps_plan_and_manifest(ledger: SceneLedger, plan: Plan):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,12 @@ import rasterio
 import torch
 
 from pipeline.errors import Refused, Unreadable
+from pipeline.imagery.catalogue import find_sources
+from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.plan import Settings
-from pipeline.inference.segment import prefetched, segment_scene
+from pipeline.inference.segment import Segmenter, prefetched, segment_scene
 from pipeline.models.bundle import Bundle
+from tests.results.scenes import plan_of
 from tests.toys import smooth_noise, write_scene
 
 AMBIGUOUS = 1e-3  # logits: where the reference's two highest are nearer than this, either class is right
@@ -194,8 +199,6 @@ def test_out_of_memory_halves_the_batch_and_names_the_tile(unet: Bundle, tmp_pat
 
 
 def test_prefetched_keeps_order_and_hands_over_exceptions():
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as pool:
         assert list(prefetched(pool, lambda x: x * x, range(10), 3)) == [x * x for x in range(10)]
         with pytest.raises(ZeroDivisionError):
@@ -212,8 +215,6 @@ def test_segment_scene_refuses_by_name(unet: Bundle, tmp_path: Path):
 
 
 def test_one_shard_has_the_device_while_the_next_is_read(exact_unet: Bundle, tmp_path: Path):
-    from concurrent.futures import ThreadPoolExecutor
-
     from pipeline.imagery.catalogue import find_sources
     from pipeline.imagery.raster import open_scene
     from pipeline.imagery.region import Region
@@ -241,3 +242,40 @@ def test_one_shard_has_the_device_while_the_next_is_read(exact_unet: Bundle, tmp
     first_done = max(end for _, end, shard in on_device if shard == order[0])
     assert first_read[order[1]] < first_done
     assert all(result.seconds > 0 for result in results)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_shard_of_an_input_that_changed_is_not_published(exact_unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str):
+    """Even if the file goes back to what it was afterwards: what was read meanwhile may be a mixture."""
+    path = write_scene(tmp_path / "scene.tif", smooth_noise(31, (3, 300, 200)))
+    source = find_sources([str(path)])[0]
+    plan = plan_of(source, exact_unet)
+    ledger, segmenter = SceneLedger.open(tmp_path, "scene", plan.scene.input_id), Segmenter(exact_unet.path, "cpu")
+    honest = segmenter.write_part
+
+    def changed(*arguments: object) -> object:
+        try:
+            return honest(*arguments)
+        finally:
+            os.utime(path)
+
+    if when == "before":
+        os.utime(path)
+        monkeypatch.setattr(segmenter, "write_part", lambda *_: pytest.fail("it was read"))
+    else:
+        monkeypatch.setattr(segmenter, "write_part", changed)
+    with pytest.raises(Unreadable, match="changed while it was read"):
+        segmenter.segment(plan, plan.shards()[0], ledger, False)
+    assert ledger.missing(plan) == plan.shards() and not list(ledger.folder.glob("*")) and not list(ledger.folder.glob(".*"))
+
+
+def test_no_engine_is_built_while_a_network_runs(exact_unet: Bundle, tmp_path: Path):
+    """torch.fx traces a network to fold its BatchNorm, and takes calls of other networks for parts of it."""
+    path = write_scene(tmp_path / "scene.tif", smooth_noise(31, (3, 300, 200)))
+    segmenter = Segmenter(exact_unet.path, "cpu")
+    with ThreadPoolExecutor(1) as pool:
+        with segmenter._turn:
+            building = pool.submit(segmenter.engine, plan_of(find_sources([str(path)])[0], exact_unet), tmp_path)
+            with pytest.raises(TimeoutError):
+                building.result(timeout=0.5)
+        assert building.result(timeout=60).layers == ("mask",)

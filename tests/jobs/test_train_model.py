@@ -175,7 +175,7 @@ def test_an_interrupted_training_says_what_is_left(
         def epoch(self, *_: object) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_model, "run_training", lambda training, _: fit(training, torch.device("cpu"), Stopped()))
+    monkeypatch.setattr(train_model, "run_training", lambda training, *_: fit(training, torch.device("cpu"), Stopped()))
     assert main(words) == 1
     captured = capsys.readouterr()
     assert "holds the best network so far, of epoch 1; the same command goes on" in captured.err

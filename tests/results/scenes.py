@@ -76,7 +76,7 @@ def publish(
     for shard in plan.shards():
         segmenter.segment(plan, shard, ledger, False)
     ledger.adopt_plan(plan)
-    return Done(out, source, plan, ledger, publish_scene(ledger, plan, source, bundle, "run", accept_partial=False))
+    return Done(out, source, plan, ledger, publish_scene(ledger, plan, bundle, "run", accept_partial=False))
 
 
 def stripes(height: int, width: int, classes: int = 4, corner: int = 0) -> np.ndarray:

@@ -32,8 +32,8 @@ def files(done: Done) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in paths}
 
 
-def again(done: Done, bundle: Bundle, **about: bool) -> publishing.Published:
-    return publish_scene(done.ledger, done.plan, done.source, bundle, "run", **{"accept_partial": False} | about)
+def again(done: Done, bundle: Bundle, run_id: str = "another run", **about: bool) -> publishing.Published:
+    return publish_scene(done.ledger, done.plan, bundle, run_id, **{"accept_partial": False} | about)
 
 
 def test_a_scene_is_done_when_its_manifest_and_files_agree(tmp_path: Path, bundle: Bundle):
@@ -67,7 +67,7 @@ def test_files_of_another_attempt_are_replaced(tmp_path: Path, bundle: Bundle):
     assert not is_done(ledger, ("mask",))
     os.rename(done.ledger.folder, ledger.folder)
     (ledger.folder / "manifest.json").unlink()
-    publish_scene(ledger, done.plan, done.source, bundle, "run", accept_partial=False)
+    publish_scene(ledger, done.plan, bundle, "run", accept_partial=False)
     assert is_done(ledger, ("mask",)) and not is_done(done.ledger, ("mask",))
     with Image.open(done.folder / "quicklook.png") as picture:
         assert picture.info["input_id"] == ledger.attempt
@@ -132,3 +132,51 @@ def test_a_part_that_was_damaged_since_is_named_and_nothing_is_published(tmp_pat
         again(done, bundle)
     assert not (done.folder / "mask.tif").exists() and not is_done(done.ledger, ("mask",))
     assert not list(done.folder.glob(".*")), "nothing temporary is left"
+
+
+def test_a_part_that_another_driver_adds_meanwhile_makes_no_hole(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """A shard that was missing when the parts were listed is not taken for one whose pixels are nodata for good."""
+    done = publish(tmp_path / "out", bundle, stripes(60, 1300))
+    part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.part"
+    kept = part.read_bytes()
+    for path in (part, done.ledger.folder / "manifest.json", done.folder / "mask.tif"):
+        path.unlink()
+    honest = publishing.read_part
+
+    def late(path: Path) -> object:
+        part.write_bytes(kept)
+        return honest(path)
+
+    monkeypatch.setattr(publishing, "read_part", late)
+    assert not again(done, bundle).complete and done.ledger.manifest() is None
+    assert again(done, bundle).complete
+
+
+def test_the_loser_of_two_drivers_changes_nothing(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """Even where the winner has cleaned up; and its partial mask does not outlive the whole one."""
+    done = publish(tmp_path / "out", bundle, stripes(60, 1300))
+    done.ledger.clean()
+    before = files(done)
+    loser = again(done, bundle)
+    assert loser.complete and not loser.committed and loser.rows == done.published.rows
+    assert again(done, bundle, "run").committed, "an attempt of the winner that was cut short is the winner's"
+    assert files(done) == before
+    monkeypatch.setattr(publishing, "is_done", lambda *_: False)  # it looked before the winner was done
+    assert not again(done, bundle).complete
+    assert files(done) == before
+
+
+def test_an_older_input_does_not_replace_a_newer_result(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """The input is looked at again just before each file gets its name."""
+    done = publish(tmp_path / "out", bundle, stripes(60, 70))
+    (done.folder / "mask.tif").unlink()
+    honest = publishing.write_layer
+
+    def slow(*arguments: object, **named: object) -> None:
+        honest(*arguments, **named)
+        os.utime(tmp_path / "scene.tif")
+
+    monkeypatch.setattr(publishing, "write_layer", slow)
+    with pytest.raises(Unreadable, match="changed while it was read"):
+        again(done, bundle)
+    assert not (done.folder / "mask.tif").exists() and not list(done.ledger.folder.glob(".*"))
