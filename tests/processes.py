@@ -28,8 +28,13 @@ def start(command: list[object], **environment: str) -> subprocess.Popen[str]:
     """Start a command in the project's folder, as the leader of its own group, with its output kept."""
     return subprocess.Popen(
         list(map(str, command)), cwd=PROJECT, env=clean_environment(**environment), text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
     )  # fmt: skip
+
+
+def _heed_interrupts() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(command: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +76,7 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict
         command = [
             RAY, "start", "--head", "--block", f"--node-ip-address={ip}", f"--port={port}", f"--dashboard-port={dashboard}",
             f"--num-cpus={cpus}", f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000",
+            f"--dashboard-agent-listen-port={free_port()}",  # without an agent of its own, in the default's place, it takes no jobs
         ]  # fmt: skip
         head = subprocess.Popen(
             command, env=clean_environment(**environment, **more) | {"RAY_ADDRESS": ""}, start_new_session=True,
@@ -86,7 +92,10 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict
 @contextmanager
 def ray_node(environment: dict[str, str], *options: str, within: Sequence[str] = (), **more: str) -> Iterator[subprocess.Popen]:
     """One more node of the cluster that `environment` joins, started by the command `within`."""
-    command = [*within, RAY, "start", "--block", f"--address={environment['RAY_ADDRESS']}", "--object-store-memory=100000000", *options]
+    command = [
+        *within, RAY, "start", "--block", f"--address={environment['RAY_ADDRESS']}", "--object-store-memory=100000000",
+        f"--dashboard-agent-listen-port={free_port()}", *options,
+    ]  # fmt: skip
     node = subprocess.Popen(
         command, env=clean_environment(**environment, **more), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
