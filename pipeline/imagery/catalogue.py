@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,12 @@ class Source:
     datetime: str | None
     assets: tuple[Asset, ...]
     listed_in: Path | None = None  # the STAC file that names it
+    trusted: bool = False  # its files may follow what they name: `--allow-vrt`
 
 
-def find_sources(places: Iterable[str]) -> list[Source]:
+def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
     """The scenes that `places` name, in order, each once. Raises Refused, naming a place where there is none."""
-    found = {source.uri: source for place in places for source in _expand(place)}
+    found = {source.uri: replace(source, trusted=trusted) for place in places for source in _expand(place)}
     return list(found.values())
 
 

@@ -21,7 +21,10 @@ from rasterio.windows import Window as RasterioWindow
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Span, Window
 from pipeline.imagery.bands import Band
-from pipeline.imagery.raster import Grid, Scene, SceneBand, careful, open_dataset
+from pipeline.imagery.beside import transform_of
+from pipeline.imagery.damage import no_broken_jpeg, unwritten
+from pipeline.imagery.formats import careful
+from pipeline.imagery.raster import Grid, Scene, SceneBand, open_dataset
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
@@ -41,17 +44,25 @@ class SceneReader:
 
     def __init__(self, scene: Scene):
         self.scene = scene
-        self._stack = ExitStack()
         self._lock = threading.Lock()
+        self._groups: dict[tuple[DatasetReader, str], list[int]] = {}
+        self._open()
+
+    def _open(self) -> None:
+        self._stack = ExitStack()
         opened: dict[tuple[object, ...], DatasetReader] = {}
-        self._groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
-        for number, band in enumerate(scene.bands):
+        groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
+        self._masks: dict[str, DatasetReader] = {}
+        for number, band in enumerate(self.scene.bands):
             key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
             if key not in opened:
-                opened[key] = self._keep(open_dataset(Path(band.path)))
+                opened[key] = self._keep(open_dataset(Path(band.path), self.scene.trusted))
                 if band.warped:
-                    opened[key] = self._keep(_on_grid(opened[key], band, scene.grid))
-            self._groups.setdefault((opened[key], band.dtype), []).append(number)
+                    opened[key] = self._keep(_on_grid(opened[key], band, self.scene.grid))
+            if band.mask and band.mask not in self._masks:
+                self._masks[band.mask] = self._keep(open_dataset(Path(band.mask)))
+            groups.setdefault((opened[key], band.dtype), []).append(number)
+        self._groups = groups
 
     def __enter__(self) -> SceneReader:
         return self
@@ -89,13 +100,16 @@ class SceneReader:
         height, width = out_shape or (window.height, window.width)
         shape = (len(self.scene.bands), height, width)
         values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), None
+        if not self._groups:
+            self._open_again()
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
-                with careful():
+                with careful(self.scene.trusted), no_broken_jpeg():
                     values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                    shown = _read_mask(dataset, area, (height, width), {band.index for band in bands}) if bands[0].masked else None
+                    shown = self._shown(dataset, area, (height, width), bands)
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
+                self._forget()
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise Unreadable(
                     f"{bands[0].path}: rows {window.row} to {window.rows.stop}, columns {window.col} to {window.cols.stop}: {reason[:200]}"
@@ -104,11 +118,33 @@ class SceneReader:
                 with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
                     values_CHW[number] = plane
                 valid = _valid_values(band, plane, values_CHW[number], shown)
+                if out_shape is None and not band.warped:
+                    holes = unwritten(dataset, band.index, window, plane)
+                    valid = valid if holes is None else ~holes if valid is None else valid & ~holes
                 if valid is not None and not valid.all():
                     values_CHW[number][~valid] = 0
                     valid_CHW = np.ones(shape, bool) if valid_CHW is None else valid_CHW
                     valid_CHW[number] = valid
         return Pixels(values_CHW, valid_CHW)
+
+    def _shown(self, dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int], bands: list[SceneBand]) -> np.ndarray | None:
+        """Which pixels the masks of a file show; None where it has none."""
+        shown = _read_mask(dataset, area, shape, {band.index for band in bands}) if bands[0].masked else None
+        if bands[0].mask:
+            beside = self._masks[bands[0].mask].read(1, window=area, out_shape=shape) > 0
+            shown = beside if shown is None else shown & beside
+        return shown
+
+    def _open_again(self) -> None:
+        try:
+            self._open()
+        except Refused as error:
+            raise Unreadable(f"cannot be opened any more: {error}") from None
+
+    def _forget(self) -> None:
+        """After an error, decoders and GDAL's cache may hold what was half decoded, and later windows would read it without one."""
+        self.close()
+        self._groups = {}
 
 
 def _valid_values(band: SceneBand, stored: np.ndarray, kept: np.ndarray, shown: np.ndarray | None) -> np.ndarray | None:
@@ -159,10 +195,12 @@ def _pieces(small: int, inside: Span, side: int) -> Iterator[tuple[Span, Span]]:
 
 def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
     """A view of a file on the scene's grid, warped window by window: nearest for classes, bilinear for measurements."""
+    placed = transform_of(dataset)
     return WarpedVRT(
         dataset, crs=grid.rasterio_crs, transform=grid.affine, width=grid.width, height=grid.height,
         resampling=Resampling.nearest if band.categorical else Resampling.bilinear,
-        src_nodata=band.nodata, nodata=float("nan"), dtype="float32", tolerance=WARP_TOLERANCE_PX,
+        src_transform=None if placed == dataset.transform else placed, src_nodata=band.nodata, nodata=float("nan"),
+        dtype="float32", tolerance=WARP_TOLERANCE_PX,
         UNIFIED_SRC_NODATA="NO",  # rasterio's YES: a pixel is nodata where all bands of the file are, and mixed into others elsewhere
     )  # fmt: skip
 
