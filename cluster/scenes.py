@@ -88,15 +88,19 @@ class SceneWork:
         return self.failure is not None or self.published is None or not self.published.complete
 
 
-def open_scenes(places: Sequence[str], bundle: Bundle, area: Area | None) -> tuple[list[OpenedScene], dict[str, str]]:
+def open_scenes(
+    places: Sequence[str], bundle: Bundle, area: Area | None, trusted: bool = False
+) -> tuple[list[OpenedScene], dict[str, str]]:
     """Open the scenes that `places` name. Returns those that can be segmented, and why each of the others cannot.
+
+    Those that are `trusted` may follow what they name (`pipeline/imagery/formats`).
 
     Scenes outside the region are left out. Raises Refused where none is left.
     """
     opened: list[OpenedScene] = []
     outside: list[str] = []
     refusals: dict[str, str] = {}
-    for source in _find(places, refusals):
+    for source in _find(places, refusals, trusted):
         try:
             scene = open_scene(source, bundle.bands)
             region = region_of(scene, area)
@@ -113,11 +117,11 @@ def open_scenes(places: Sequence[str], bundle: Bundle, area: Area | None) -> tup
     return opened, refusals
 
 
-def _find(places: Sequence[str], refusals: dict[str, str]) -> list[Source]:
+def _find(places: Sequence[str], refusals: dict[str, str], trusted: bool) -> list[Source]:
     found: dict[str, Source] = {}
     for place in places:
         try:
-            found |= {source.uri: source for source in find_sources([place])}
+            found |= {source.uri: source for source in find_sources([place], trusted)}
         except Refused as error:
             refusals[place] = str(error)
     return list(found.values())

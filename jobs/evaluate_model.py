@@ -23,6 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from cluster.environment import add_access, use_access
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
+from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import check_precision
@@ -79,7 +80,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
     def open_data(bundle: Bundle) -> Sequence[LabelledScene]:
         found = open_labelled(
             options.data, labels=options.labels, classes=table, bands=bundle.bands, class_column=options.class_column,
-            ignored=options.ignore,
+            ignored=options.ignore, trusted=options.allow_vrt,
         )  # fmt: skip
         return found if options.all else held_out_of(found, splits)
 
@@ -175,6 +176,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ignore", type=values, default=[], metavar="V,V", help="label values that are not scored")
     add_access(parser)
     parser.add_argument("--output", required=True, metavar="OUT", help="folder for report.html and tables; what is there is replaced")
+    parser.add_argument("--allow-vrt", action="store_true", help=ALLOW_VRT)
     parser.add_argument("--all", action="store_true", help="also score what a bundle was trained on; without it only what was held out")
     parser.add_argument("--into-bundle", action="store_true", help="also write metrics and confusion matrix into each model.json")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8, as in deployment (default: auto)")

@@ -25,6 +25,7 @@ from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, planned_before, published_ledger
 from pipeline.errors import Refused
 from pipeline.imagery import storage
+from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.region import Area
 from pipeline.imagery.storage import Place
 from pipeline.inference.ledger import compare_dataset, describe_dataset, sweep_dataset
@@ -71,7 +72,7 @@ def segment_region(options: argparse.Namespace) -> int:
     for note in storage.check_writable(request.out):
         print(f"note: {note}", file=sys.stderr)
     compare_dataset(request.out, description)
-    scenes, refusals = open_scenes(options.scenes, bundle, area)
+    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt)
     print_notes(scenes, refusals, bundle)
     if options.dry_run:
         print_plans(scenes, bundle, request)
@@ -127,6 +128,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard", default="auto", metavar="PX", help="the unit of work, 512 x 2^k (default: auto)")
     parser.add_argument("--memory", type=float, metavar="GB", help="what one worker may use (default: its share of what is allotted)")
     parser.add_argument("--accept-partial", action="store_true", help="take windows that cannot be read as nodata for good")
+    parser.add_argument("--allow-vrt", action="store_true", help=ALLOW_VRT)
     parser.add_argument("--fresh", action="store_true", help="redo these scenes (default: resume)")
     parser.add_argument("--clean", action="store_true", help="remove the parts of finished scenes")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")

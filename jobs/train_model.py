@@ -27,6 +27,7 @@ from cluster.environment import add_access, in_submitted_job, ray_address, secur
 from cluster.progress import bar
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
+from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.engine import choose_device
@@ -122,6 +123,7 @@ def read_request(options: argparse.Namespace, words: Sequence[str]) -> Request:
     return Request(
         architecture=options.architecture, arguments=dict(options.argument), data=options.data, output=storage.place_of(options.output),
         recipe=Recipe(**asked), labels=options.labels, classes=options.classes, class_column=options.class_column, ignored=options.ignore,
+        trusted=options.allow_vrt,
         bands=options.bands.split(",") if options.bands else None, validation=options.validation, test=options.test, block=options.block,
         augment=options.augment, encoder=options.encoder, licences=dict(options.licence), command=command(words),
     )  # fmt: skip
@@ -293,6 +295,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         "--labels", metavar="PLACE", help="a scene's label raster or polygons, or the folder of the masks of a folder of images"
     )
     group.add_argument("--classes", metavar="FILE", help="the class table; with --epochs 0 the number of classes")
+    group.add_argument("--allow-vrt", action="store_true", help=ALLOW_VRT)
     group.add_argument("--class-column", metavar="NAME", help="of label polygons (default: class)")
     group.add_argument(
         "--ignore",

@@ -1,8 +1,13 @@
-"""An S3 server of the tests' own, and a proxy before it that counts requests and injects faults."""
+"""An S3 server of the tests' own, and a proxy before it that counts requests and injects faults.
+
+The proxy is a process of its own (`python -m tests.servers PORT`): rasterio holds the interpreter during some requests of GDAL, which
+a thread of the same process would never answer.
+"""
 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import socket
@@ -14,15 +19,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-from tests.processes import answers, end_group, free_port, wait_for
+from tests.processes import PROJECT, answers, end_group, free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests-secret", "AWS_DEFAULT_REGION": "us-east-1", "AWS_REGION": "us-east-1"}
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>injected</Message></Error>"
 CODES = {403: b"AccessDenied", 429: b"TooManyRequests", 500: b"InternalError", 503: b"SlowDown"}
+CONTROL = "/-/control"  # no bucket has this name
 
 
 @dataclass
@@ -30,11 +37,11 @@ class Fault:
     """What is done to every `every`-th of the requests that match, `times` times at most.
 
     `kind`: a status to answer, or `reset` (the connection), `truncate` (half of the answer's body), `delay` (by `seconds`), `lose`
-    (the answer to a request that was carried out).
+    (the answer to a request that was carried out), `deaf` (If-None-Match and If-Match are not heard, as by some stores).
     """
 
     kind: int | str
-    method: str = "."
+    method: str = ".*"
     path: str = "."
     every: int = 1
     times: int = 10**9
@@ -43,7 +50,7 @@ class Fault:
     done: int = 0
 
     def due(self, method: str, path: str) -> bool:
-        if not re.fullmatch(self.method if self.method != "." else ".*", method) or not re.search(self.path, path):
+        if not re.fullmatch(self.method, method) or not re.search(self.path, path):
             return False
         self.seen += 1
         if self.seen % self.every or self.done >= self.times:
@@ -52,20 +59,70 @@ class Fault:
         return True
 
 
-@dataclass
+@dataclass(frozen=True)
 class Store:
-    """A store that answers at `url`; `environment` is what its users set. Faults may be added at any time."""
+    """A store that answers at `url`; behind its proxy at port `backend`. `environment` is what its users set."""
 
     url: str
     backend: int
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[tuple[str, str]] = field(default_factory=list)  # method and path with query
-    deaf: bool = False  # to If-None-Match and If-Match, as some stores are
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def environment(self) -> dict[str, str]:
         return {**KEYS, "AWS_ENDPOINT_URL": self.url, "AWS_EC2_METADATA_DISABLED": "true"}
+
+    def fail(self, *faults: Fault) -> None:
+        """From now on inject these faults, and no others; the requests so far are forgotten."""
+        self._control("PUT", json.dumps([asdict(fault) for fault in faults]).encode())
+
+    def calm(self) -> None:
+        """No more faults; the requests so far are forgotten."""
+        self.fail()
+
+    @property
+    def requests(self) -> list[tuple[str, str]]:
+        """Method and path with query of each request since the faults were changed."""
+        return [(method, path) for method, path in self._control("GET")["requests"]]
+
+    @property
+    def injected(self) -> int:
+        """How many faults were injected since they were changed."""
+        return sum(fault["done"] for fault in self._control("GET")["faults"])
+
+    def _control(self, method: str, body: bytes = b"") -> Any:
+        status, content = _ask(int(self.url.rpartition(":")[2]), method, CONTROL, body)
+        assert status == 200
+        return json.loads(content)
+
+
+@contextmanager
+def object_store() -> Iterator[Store]:
+    """A moto server, which honours If-None-Match and If-Match, and the proxy before it, each in a process of its own."""
+    backend, port = free_port(), free_port()
+    commands = [["moto.server", "-H", "127.0.0.1", "-p", str(backend)], ["tests.servers", str(port), str(backend)]]
+    with tempfile.TemporaryFile() as log:
+        servers = [
+            subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=PROJECT, env={**os.environ, **KEYS}, start_new_session=True, stdout=log, stderr=log
+            )
+            for command in commands
+        ]
+        try:
+            wait_for(lambda: answers(backend) and answers(port), 60)
+            yield Store(f"http://127.0.0.1:{port}", backend)
+        finally:
+            for server in servers:
+                end_group(server)
+
+
+class _Proxy(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, backend: int):
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.backend, self.lock = backend, threading.Lock()
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[str, str]] = []
 
     def take(self, method: str, path: str) -> Fault | None:
         """Count a request, and say what is to be done to it."""
@@ -73,43 +130,12 @@ class Store:
             self.requests.append((method, path))
             return next((fault for fault in self.faults if fault.due(method, path)), None)
 
-    def calm(self) -> None:
-        """No more faults; the requests so far are forgotten."""
+    def control(self, method: str, body: bytes) -> bytes:
+        """Take the faults that are wanted, or say what there was."""
         with self.lock:
-            self.faults.clear()
-            self.requests.clear()
-
-
-@contextmanager
-def object_store() -> Iterator[Store]:
-    """A moto server in a process of its own, which honours If-None-Match and If-Match, and the proxy before it."""
-    port = free_port()
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            env={**os.environ, **KEYS}, start_new_session=True, stdout=log, stderr=log,
-        )  # fmt: skip
-        try:
-            wait_for(lambda: answers(port), 60)
-            with _proxy(port) as store:
-                yield store
-        finally:
-            end_group(server)
-
-
-@contextmanager
-def _proxy(backend: int) -> Iterator[Store]:
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    proxy.daemon_threads = True
-    proxy.store = Store(f"http://127.0.0.1:{proxy.server_address[1]}", backend)  # type: ignore[attr-defined]
-    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield proxy.store  # type: ignore[attr-defined]
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join()
+            if method == "PUT":
+                self.faults, self.requests = [Fault(**fault) for fault in json.loads(body)], []
+            return json.dumps({"faults": [asdict(fault) for fault in self.faults], "requests": self.requests}).encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,9 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        store: Store = self.server.store  # type: ignore[attr-defined]
+        proxy: Any = self.server
         body = self._body()
-        fault = store.take(self.command, self.path)
+        if self.path == CONTROL:
+            self._answer(200, {}, proxy.control(self.command, body))
+            return
+        fault = proxy.take(self.command, self.path)
         kind = fault.kind if fault else None
         if fault and kind == "delay":
             time.sleep(fault.seconds)
@@ -130,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(kind, int):
             self._answer(kind, {"Content-Type": "application/xml"}, ERROR % CODES[kind])
         else:
-            status, headers, content = self._forward(store.backend, body, ("if-none-match", "if-match") if store.deaf else ())
+            status, headers, content = self._forward(proxy.backend, body, ("if-none-match", "if-match") if kind == "deaf" else ())
             if kind == "lose":
                 self._reset()
             else:
@@ -188,14 +217,14 @@ def put_file(store: Store, path: Path, place: str) -> str:
 def put_bytes(store: Store, content: bytes, place: str) -> str:
     """As `put_file`, of bytes."""
     bucket = place.split("/")[0]
-    _ask(store, "PUT", f"/{bucket}", b"")
-    assert _ask(store, "PUT", f"/{place}", content)[0] == 200
+    _ask(store.backend, "PUT", f"/{bucket}", b"")
+    assert _ask(store.backend, "PUT", f"/{place}", content)[0] == 200
     return f"s3://{place}"
 
 
 def get_bytes(store: Store, place: str) -> bytes | None:
     """The content of `bucket/key` in a store, asked past its proxy; None where there is none."""
-    status, content = _ask(store, "GET", f"/{place}", b"")
+    status, content = _ask(store.backend, "GET", f"/{place}", b"")
     return content if status == 200 else None
 
 
@@ -204,7 +233,7 @@ def all_objects(store: Store, bucket: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     token = ""
     while True:
-        _, page = _ask(store, "GET", f"/{bucket}?list-type=2&max-keys=1000{token}", b"")
+        _, page = _ask(store.backend, "GET", f"/{bucket}?list-type=2&max-keys=1000{token}", b"")
         keys = [key.decode() for key in re.findall(rb"<Key>(.*?)</Key>", page)]
         found |= {key: get_bytes(store, f"{bucket}/{key}") or b"" for key in keys}
         more = re.search(rb"<NextContinuationToken>(.*?)</NextContinuationToken>", page)
@@ -213,11 +242,15 @@ def all_objects(store: Store, bucket: str) -> dict[str, bytes]:
         token = f"&continuation-token={more[1].decode()}"
 
 
-def _ask(store: Store, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", store.backend, timeout=60)
+def _ask(port: int, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"Authorization": "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"}
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     content = answer.read()
     connection.close()
     return answer.status, content
+
+
+if __name__ == "__main__":
+    _Proxy(int(sys.argv[1]), int(sys.argv[2])).serve_forever()

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import Refused
@@ -47,12 +47,13 @@ class Source:
     datetime: str | None
     assets: tuple[Asset, ...]
     listed_in: Place | None = None  # the STAC file that names it
+    trusted: bool = False  # its files may follow what they name: `--allow-vrt`
 
 
-def find_sources(places: Iterable[str]) -> list[Source]:
+def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
     """The scenes that `places` name, in order, each once. Raises Refused, naming a place where there is none."""
     try:
-        found = {source.uri: source for place in places for source in _expand(place)}
+        found = {source.uri: replace(source, trusted=trusted) for place in places for source in _expand(place)}
     except OSError as error:
         raise Refused(str(error)) from None
     return list(found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +12,11 @@ from itertools import product
 
 import numpy as np
 import pyproj
-import rasterio
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
-from rasterio.session import DummySession
 from rasterio.transform import Affine
 
 from pipeline.errors import Refused, Unreadable
@@ -26,7 +24,10 @@ from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band, Found, find_bands
+from pipeline.imagery.beside import mask_beside, masks_all_bands, settings_beside, transform_of, world_file
 from pipeline.imagery.catalogue import Source
+from pipeline.imagery.damage import has_holes
+from pipeline.imagery.formats import block_shapes, careful, open_raster
 from pipeline.imagery.storage import Place
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
@@ -47,6 +48,7 @@ class SceneBand:
     masked: bool  # the file has a mask or alpha band beside its nodata value
     warped: bool  # on another grid than the scene
     categorical: bool
+    mask: str | None = None  # the file beside it that says which pixels are valid
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Scene:
     resolution_m: float | None  # of the pixel in the middle, on the ground; None where areas cannot be told in square metres
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()  # that `version` tells of
+    trusted: bool = False  # its files may follow what they name: `--allow-vrt`
 
     @property
     def on_ground(self) -> bool:
@@ -107,17 +110,17 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
 
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
-    with careful(*(asset.path for asset in source.assets)), ExitStack() as stack:
-        files = [(asset, stack.enter_context(open_dataset(asset.path))) for asset in source.assets]
+    with careful(*(asset.path for asset in source.assets), trusted=source.trusted), ExitStack() as stack:
+        files = [(asset, stack.enter_context(open_raster(asset.path, source.trusted))) for asset in source.assets]
         for _, dataset in files:
             _check_file(dataset)
         chosen = find_bands(source, files, wanted)
         reference = chosen[0].dataset
         grid = _grid_of(reference)
-        bands = tuple(_scene_band(band, found, grid) for band, found in zip(wanted, chosen, strict=True))
+        bands = tuple(_scene_band(band, found, grid, source.trusted) for band, found in zip(wanted, chosen, strict=True))
         used = {found.dataset.name: found.dataset for found in chosen}
-        blocks = [shape for dataset in used.values() for shape in dataset.block_shapes]
-        resolution_m, notes = _resolution_m(grid), []
+        blocks = [shape for dataset in used.values() for shape in block_shapes(dataset)]
+        resolution_m, notes = _resolution_m(grid), [] if source.trusted else _passed_over(used.values())
         if grid.crs is None:
             notes.append("the scene has no CRS: areas are counted in pixels")
         if grid.crs is not None and resolution_m is None:
@@ -128,13 +131,14 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             scene_id=source.scene_id,
             uri=source.uri,
             datetime=source.datetime or _tiff_datetime(reference.tags().get("TIFFTAG_DATETIME")),
-            version=_version(files_read := _files(source, used)),
+            version=_version(files_read := _files(source, used.values())),
             files=files_read,
             grid=grid,
             bands=bands,
             block=(max(height for height, _ in blocks), max(width for _, width in blocks)),
             resolution_m=resolution_m,
             notes=tuple(notes),
+            trusted=source.trusted,
         )
 
 
@@ -144,47 +148,32 @@ def check_unchanged(scene: Scene) -> None:
         raise Unreadable(f"{scene.uri}: changed while it was read, or is gone: start again to do it anew")
 
 
-def _files(source: Source, used: dict[str, DatasetReader]) -> tuple[str, ...]:
-    """All that a scene is read from: its rasters, what lies beside them, and the STAC file that names them."""
-    listing = {str(source.listed_in)} if source.listed_in else set()
-    return tuple(sorted({str(storage.of_gdal(file)) for dataset in used.values() for file in dataset.files} | listing))
+@contextmanager
+def opened_dataset(path: Place, trusted: bool = False) -> Iterator[DatasetReader]:
+    """A file, open in this thread while the block lasts. Raises Refused, in one line, where that must not or cannot be done."""
+    with careful(path, trusted=trusted), open_raster(path, trusted) as dataset:
+        yield dataset
+
+
+def _passed_over(used: Iterable[DatasetReader]) -> list[str]:
+    beside = [file.name for dataset in used if (file := settings_beside(storage.of_gdal(dataset.name)))]
+    return [f"{', '.join(beside[:3])} beside it is not read, whatever it says of CRS or nodata: --allow-vrt does"] if beside else []
+
+
+def _files(source: Source, used: Iterable[DatasetReader]) -> tuple[str, ...]:
+    """All that a scene is read from: its rasters, what is read beside them, and the STAC file that names them."""
+    found: set[Place | None] = {source.listed_in}
+    for dataset in used:
+        place = storage.of_gdal(dataset.name)
+        found |= {storage.of_gdal(file) for file in dataset.files}
+        if not source.trusted:
+            found |= {mask_beside(place), world_file(place)}
+    return tuple(sorted(str(place) for place in found if place and not str(place).startswith("/vsi")))
 
 
 def _version(files: Sequence[str]) -> str:
     versions = [(place.name, storage.version(place)) for place in map(storage.place_of, files)]
     return ";".join(f"{name}:{version}" for name, version in versions if version)
-
-
-def careful(*paths: Place) -> rasterio.Env:
-    """How files are opened and used: GDAL asks a store also for what it has put off reading, so nothing is done outside this.
-
-    GDAL 3.10 fills what a truncated PNG lacks with whatever is in memory, and says nothing.
-    """
-    return rasterio.Env(DummySession(), GDAL_PNG_WHOLE_IMAGE_OPTIM="NO", **storage.gdal_options(*paths))
-
-
-@contextmanager
-def opened_dataset(path: Place) -> Iterator[DatasetReader]:
-    """A file, open in this thread while the block lasts. Raises Refused, in one line, where that cannot be done."""
-    with careful(path), open_dataset(path) as dataset:
-        yield dataset
-
-
-def open_dataset(path: Place) -> DatasetReader:
-    """Open a file, to be used within `careful`. Raises Refused, in one line, where that cannot be done."""
-
-    def attempt() -> DatasetReader:
-        with careful(path):
-            return rasterio.open(storage.gdal_name(path))
-
-    try:
-        if not storage.is_file(path) and not storage.is_folder(path):
-            raise Refused(f"{path}: no such file")
-        return storage.retried(attempt, [path], RasterioError)
-    except (RasterioError, CRSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: cannot be opened as a raster ({storage.told(error)[:160]})") from None
-    except OSError as error:
-        raise Refused(str(error)) from None
 
 
 def _check_file(dataset: DatasetReader) -> None:
@@ -200,26 +189,45 @@ def _check_file(dataset: DatasetReader) -> None:
         raise Refused(f"{path}: its geotransform has no area: correct it first (gdal_edit.py -a_ullr)")
 
 
-def _scene_band(band: Band, found: Found, grid: Grid) -> SceneBand:
+def _scene_band(band: Band, found: Found, grid: Grid, trusted: bool) -> SceneBand:
     dataset, path = found.dataset, str(storage.of_gdal(found.dataset.name))
     if found.palette and not band.categorical:
         raise Refused(f"{path}: is a palette image: expand it to colours first (gdal_translate -expand rgb)")
     warped = not _same_grid(_grid_of(dataset), grid)
+    mask = None if trusted else _mask_of(dataset)
     if warped:
-        _check_warp(found, grid)
+        _check_warp(found, grid, mask)
     nodata = found.nodata if found.nodata is not None else band.nodata
     if nodata is not None and not _representable(nodata, np.dtype(found.dtype)):
         nodata = None  # no pixel can hold it
     return SceneBand(
         name=band.name, path=path, index=found.index, dtype="float32" if warped else found.dtype, nodata=nodata,
         scale=float(found.scale), offset=float(found.offset), masked=found.masked and not warped, warped=warped,
-        categorical=band.categorical,
+        categorical=band.categorical, mask=str(mask) if mask else None,
     )  # fmt: skip
 
 
-def _check_warp(found: Found, grid: Grid) -> None:
+def _mask_of(dataset: DatasetReader) -> Place | None:
+    """The mask file beside a raster, checked; None where there is none."""
+    mask = mask_beside(storage.of_gdal(dataset.name))
+    if mask is None or dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]:  # one inside comes first
+        return None
+    with open_raster(mask) as content:
+        if content.shape != dataset.shape or content.dtypes[0] != "uint8":
+            raise Refused(f"{mask}: is no mask of {dataset.name}: remove it, or make one of its size")
+        return mask if masks_all_bands(content) else None
+
+
+def _check_warp(found: Found, grid: Grid, mask: Place | None) -> None:
     """Refuse a file on another grid that cannot be taken to the scene's."""
     path, crs = storage.of_gdal(found.dataset.name), _grid_of(found.dataset).crs
+    if mask is not None:
+        raise Refused(f"{path}: lies on another grid than the scene's first band, with {mask.name} beside it: put it inside (rio warp)")
+    if found.nodata is None and has_holes(found.dataset, found.index):
+        raise Refused(
+            f"{path}: lies on another grid than the scene's first band and has blocks that were never written:"
+            " say what they hold (gdal_edit.py -a_nodata 0)"
+        )
     if crs is None or grid.crs is None:
         raise Refused(
             f"{path}: lies on another grid than the scene's first band and one of them has no CRS: assign it (gdal_edit.py -a_srs)"
@@ -250,7 +258,7 @@ def _representable(value: float, dtype: np.dtype) -> bool:
 
 def _grid_of(dataset: DatasetReader) -> Grid:
     placed = dataset.crs if dataset.crs else None
-    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    a, b, c, d, e, f = tuple(transform_of(dataset))[:6]
     return Grid(dataset.height, dataset.width, (a, b, c, d, e, f), placed.to_wkt() if placed else None)
 
 

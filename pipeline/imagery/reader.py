@@ -21,8 +21,10 @@ from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Span, Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
-from pipeline.imagery.raster import Grid, Scene, SceneBand, careful, open_dataset
-from pipeline.imagery.storage import Place
+from pipeline.imagery.beside import transform_of
+from pipeline.imagery.damage import nothing_unsaid, unwritten
+from pipeline.imagery.formats import careful, open_raster
+from pipeline.imagery.raster import Grid, Scene, SceneBand
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
@@ -43,30 +45,26 @@ class SceneReader:
     def __init__(self, scene: Scene):
         self.scene = scene
         self._places = [storage.place_of(band.path) for band in scene.bands]
-        self._stack = ExitStack()
         self._lock = threading.Lock()
+        self._groups: dict[tuple[DatasetReader, str], list[int]] = {}
         self._open()
 
     def _open(self) -> None:
-        """Open the files, again if need be: GDAL keeps what it has read of an open object, also an answer that was cut short."""
-        self._stack.close()
+        self._stack = ExitStack()
         opened: dict[tuple[object, ...], DatasetReader] = {}
         groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
-        with careful(*self._places):
+        self._masks: dict[str, DatasetReader] = {}
+        with careful(*self._places, trusted=self.scene.trusted):
             for number, (band, place) in enumerate(zip(self.scene.bands, self._places, strict=True)):
                 key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
                 if key not in opened:
-                    opened[key] = self._keep(open_dataset(place))
+                    opened[key] = self._keep(open_raster(place, self.scene.trusted))
                     if band.warped:
                         opened[key] = self._keep(_on_grid(opened[key], band, self.scene.grid))
+                if band.mask and band.mask not in self._masks:
+                    self._masks[band.mask] = self._keep(open_raster(storage.place_of(band.mask)))
                 groups.setdefault((opened[key], band.dtype), []).append(number)
         self._groups = groups
-
-    def _open_for(self, window: Window) -> None:
-        try:
-            self._open()
-        except Refused as error:
-            raise Unreadable(f"{error}, for {_told(window)}") from None
 
     def __enter__(self) -> SceneReader:
         return self
@@ -100,39 +98,57 @@ class SceneReader:
         return Pixels(values_CHW, valid_CHW)
 
     def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
-        return storage.retried(lambda: self._read_once(window, out_shape), self._places, Unreadable, afresh=lambda: self._open_for(window))
+        return storage.retried(lambda: self._read_once(window, out_shape), self._places, Unreadable)
 
     def _read_once(self, window: Window, out_shape: tuple[int, int] | None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         height, width = out_shape or (window.height, window.width)
         shape = (len(self.scene.bands), height, width)
         values_CHW, valid_CHW = np.empty(shape, self.scene.dtype), None
+        if not self._groups:
+            self._open_for(window)
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
             try:
-                values, shown = _read_group(dataset, self._places[numbers[0]], bands, area, (height, width))
+                with careful(self._places[numbers[0]], trusted=self.scene.trusted), nothing_unsaid():
+                    values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
+                    shown = self._shown(dataset, area, (height, width), bands)
             except (RasterioError, UnicodeDecodeError, MemoryError) as error:
+                self._forget()
                 reason = storage.told(error.__cause__ or error) or type(error).__name__
                 raise Unreadable(f"{bands[0].path}: {_told(window)}: {reason[:200]}") from error
             for number, band, plane in zip(numbers, bands, values, strict=True):
                 with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
                     values_CHW[number] = plane
                 valid = _valid_values(band, plane, values_CHW[number], shown)
+                if out_shape is None and not band.warped:
+                    holes = unwritten(dataset, band.index, window, plane)
+                    valid = valid if holes is None else ~holes if valid is None else valid & ~holes
                 if valid is not None and not valid.all():
                     values_CHW[number][~valid] = 0
                     valid_CHW = np.ones(shape, bool) if valid_CHW is None else valid_CHW
                     valid_CHW[number] = valid
         return Pixels(values_CHW, valid_CHW)
 
+    def _shown(self, dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int], bands: list[SceneBand]) -> np.ndarray | None:
+        """Which pixels the masks of a file show; None where it has none."""
+        shown = _read_mask(dataset, area, shape, {band.index for band in bands}) if bands[0].masked else None
+        if bands[0].mask:
+            beside = self._masks[bands[0].mask].read(1, window=area, out_shape=shape) > 0
+            shown = beside if shown is None else shown & beside
+        return shown
 
-def _read_group(
-    dataset: DatasetReader, place: Place, bands: Sequence[SceneBand], area: RasterioWindow, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The values of bands that one file holds, and which pixels its mask shows, if it has one."""
-    indexes = [band.index for band in bands]
-    with careful(place):
-        values_CHW = dataset.read(indexes, window=area, out_shape=(len(bands), *shape))
-        return values_CHW, _read_mask(dataset, area, shape, set(indexes)) if bands[0].masked else None
+    def _open_for(self, window: Window) -> None:
+        try:
+            self._open()
+        except Refused as error:
+            raise Unreadable(f"cannot be opened any more for {_told(window)}: {error}") from None
+
+    def _forget(self) -> None:
+        """After an error, decoders and GDAL's cache may hold what was half decoded, or an answer of a store that was cut short, and
+        later windows would read it without one."""
+        self.close()
+        self._groups = {}
 
 
 def _told(window: Window) -> str:
@@ -187,10 +203,12 @@ def _pieces(small: int, inside: Span, side: int) -> Iterator[tuple[Span, Span]]:
 
 def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:
     """A view of a file on the scene's grid, warped window by window: nearest for classes, bilinear for measurements."""
+    placed = transform_of(dataset)
     return WarpedVRT(
         dataset, crs=grid.rasterio_crs, transform=grid.affine, width=grid.width, height=grid.height,
         resampling=Resampling.nearest if band.categorical else Resampling.bilinear,
-        src_nodata=band.nodata, nodata=float("nan"), dtype="float32", tolerance=WARP_TOLERANCE_PX,
+        src_transform=None if placed == dataset.transform else placed, src_nodata=band.nodata, nodata=float("nan"),
+        dtype="float32", tolerance=WARP_TOLERANCE_PX,
         UNIFIED_SRC_NODATA="NO",  # rasterio's YES: a pixel is nodata where all bands of the file are, and mixed into others elsewhere
     )  # fmt: skip
 

@@ -109,10 +109,10 @@ def look(place: Remote) -> Found | None:
     return Found(answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC), writer)
 
 
-def read(place: Remote) -> bytes:
-    """The bytes of an object. Raises FileNotFoundError and other OSErrors."""
+def read(place: Remote, size: int | None = None) -> bytes:
+    """The bytes of an object, or the first `size` of them. Raises FileNotFoundError and other OSErrors."""
     with _told(place):
-        return _filesystem().cat_file(f"{place.bucket}/{place.key}")
+        return _filesystem().cat_file(f"{place.bucket}/{place.key}", start=None if size is None else 0, end=size)
 
 
 def fetch(place: Remote, target: Path) -> None:
@@ -219,7 +219,7 @@ def gdal_options() -> dict[str, str]:
     where reads come one after another (GDAL 3.10; `reader` does so again above it).
     """
     options = {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_NON_CACHED": "/vsis3/", "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+        "CPL_VSIL_CURL_NON_CACHED": "/vsis3/", "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
         "GDAL_HTTP_MULTIRANGE": "SERIAL", "GDAL_HTTP_MAX_RETRY": str(GDAL_RETRIES), "GDAL_HTTP_RETRY_DELAY": "0.3",
         "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_TIMEOUT": "60",
     }  # fmt: skip

@@ -113,6 +113,14 @@ def opened(place: Place) -> BinaryIO:
     return io.BytesIO(s3.read(place)) if isinstance(place, Remote) else place.open("rb")
 
 
+def start_of(place: Place, size: int) -> bytes:
+    """The first `size` bytes of a file."""
+    if isinstance(place, Remote):
+        return s3.read(place, size)
+    with place.open("rb") as file:
+        return file.read(size)
+
+
 def sha256(place: Place) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with here(place) as path, open(path, "rb") as file:

@@ -316,17 +316,18 @@ class LocalRun:
 
 def segment_scene(
     scene: str | Place | Scene, model: str | Place, output: str | Place, *, settings: Settings = Settings(), batch: int | Auto = "auto",
-    workers: int | None = None,
+    workers: int | None = None, trusted: bool = False,
 ) -> dict[str, int]:  # fmt: skip
     """Segment one scene to the COG `output` in this process, without Ray, and return the pixel count of each class.
 
     `scene` is a raster, a STAC item, or a scene that was opened with the bundle's bands; `model` is a bundle. Other layers
-    than the mask come beside it, as `<stem>.confidence.tif` and `<stem>.probabilities.tif`. For the rest see `LocalRun`.
+    than the mask come beside it, as `<stem>.confidence.tif` and `<stem>.probabilities.tif`. A `trusted` scene may follow what
+    it names (`pipeline/imagery/formats`). For the rest see `LocalRun`.
     Raises Refused for input that does not fit, and Unreadable where windows failed: then `output` is not written, and
     what could be segmented lies beside it as `<stem>.partial.tif`.
     """
     target, bundle = storage.place_of(output), load_bundle(model)
-    opened = scene if isinstance(scene, Scene) else _open_one(scene, bundle)
+    opened = scene if isinstance(scene, Scene) else _open_one(scene, bundle, trusted)
     storage.check_writable(target.parent)
     check_scaling(opened, bundle.bands)
     region = Region(opened.grid.window)
@@ -342,8 +343,8 @@ def segment_scene(
     return {entry.name: count for entry, count in zip(bundle.classes, done.tally.pixels, strict=True)}
 
 
-def _open_one(scene: str | Place, bundle: Bundle) -> Scene:
-    sources = find_sources([str(scene)])
+def _open_one(scene: str | Place, bundle: Bundle, trusted: bool) -> Scene:
+    sources = find_sources([str(scene)], trusted)
     if len(sources) != 1:
         raise Refused(f"{scene}: holds {len(sources)} scenes; segment_scene takes one")
     return open_scene(sources[0], bundle.bands)

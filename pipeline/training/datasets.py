@@ -102,15 +102,16 @@ class LabelledScene:
 
 def open_labelled(
     data: str | Sequence[str], *, labels: str | None = None, classes: str | ClassTable | None = None,
-    bands: Sequence[Band | str] | None = None, class_column: str | None = None, ignored: Sequence[int] = (),
+    bands: Sequence[Band | str] | None = None, class_column: str | None = None, ignored: Sequence[int] = (), trusted: bool = False,
 ) -> list[LabelledScene]:  # fmt: skip
     """Open what one or several sources name (`find_pairs` says in which ways) as labelled scenes.
 
     `bands` are those to read, by name or as a model has them; without them all that the first image has. Without
-    `classes`, a file or a table, every value or colour of the labels is a class. Raises Refused for what does not open
-    or does not fit together.
+    `classes`, a file or a table, every value or colour of the labels is a class. `trusted` rasters may follow what they name
+    (`pipeline/imagery/formats`). Raises Refused for what does not open or does not fit together.
     """
-    pairs = _told_apart([pair for place in ([data] if isinstance(data, str) else data) for pair in find_pairs(place, labels)])
+    found_pairs = [pair for place in ([data] if isinstance(data, str) else data) for pair in find_pairs(place, labels)]
+    pairs = _told_apart([pair._replace(image=replace(pair.image, trusted=trusted)) for pair in found_pairs])
     first = replace(pairs[0].image, assets=tuple(_named(asset, pairs[0].image) for asset in pairs[0].image.assets))
     chosen = _choose(first, bands)
     opened = []
@@ -154,7 +155,7 @@ def _named(asset: Asset, source: Source) -> Asset:
     """The asset with a name for each band: the catalogue's, else the file's, else band_1, band_2 and so on."""
     if asset.bands and all(entry.names for entry in asset.bands):
         return asset
-    with opened_dataset(asset.path) as dataset:
+    with opened_dataset(asset.path, source.trusted) as dataset:
         described = [
             () if is_alpha(use, description) else (description or (use.name if use in COLOURS else f"band_{number}"),)
             for number, (description, use) in enumerate(zip(dataset.descriptions, dataset.colorinterp, strict=True), 1)

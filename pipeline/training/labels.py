@@ -132,7 +132,7 @@ def open_labels(
     if path.suffix.lower() not in RASTER_SUFFIXES:
         scene = open_scene(image, bands)
         return scene, _polygons(path, scene, class_column)
-    with opened_dataset(path) as dataset:
+    with opened_dataset(path, image.trusted) as dataset:
         count, placed, shape, palette = _label_bands(dataset), bool(dataset.crs), dataset.shape, _palette(dataset)
     label_asset = Asset(path, tuple(BandEntry(names=(name,)) for name in LABELS[:count]))
     label_bands = [Band(name, categorical=True) for name in LABELS[:count]]
@@ -143,7 +143,7 @@ def open_labels(
     if shape != (scene.grid.height, scene.grid.width):
         ours = f"{scene.grid.height} x {scene.grid.width}"
         raise Refused(f"{path}: is {shape[0]} x {shape[1]} px, its image {image.uri} {ours} px; without a CRS both must have one size")
-    mask = open_scene(Source(str(path), path.stem, None, (label_asset,)), label_bands)
+    mask = open_scene(Source(str(path), path.stem, None, (label_asset,), trusted=image.trusted), label_bands)
     return scene, RasterLabels(str(path), replace(mask, grid=scene.grid), palette)
 
 

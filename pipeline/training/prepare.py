@@ -47,6 +47,7 @@ class Request:
     block: int | None = None
     augment: str | None = None
     encoder: str | None = None
+    trusted: bool = False
     licences: dict[str, str] = field(default_factory=dict)
     command: str = ""
 
@@ -84,7 +85,7 @@ def open_all(request: Request, places: Sequence[str], like: LabelledScene | None
     asked = read_classes(storage.place_of(request.classes), request.ignored) if request.classes else None
     return open_labelled(
         places, labels=request.labels, classes=like.table if like else asked, bands=like.bands if like else request.bands,
-        class_column=request.class_column, ignored=request.ignored,
+        class_column=request.class_column, ignored=request.ignored, trusted=request.trusted,
     )  # fmt: skip
 
 

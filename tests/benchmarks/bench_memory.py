@@ -82,7 +82,9 @@ def repeat(file: Path, side: int, target: Path) -> Path:
 def watch(scene: Path, bundle: Path, out: Path) -> tuple[int, int, dict]:
     """Run the job and return the peak memory of its driver and of its largest actor, and its record."""
     log = out.with_suffix(".log")
-    job = start(["sh", "-c", 'exec "$@" >"$0" 2>&1', log, *job_command("segment_region", scene, "--model", bundle, "--output", out)])
+    job = start(
+        ["sh", "-c", 'exec "$@" >"$0" 2>&1', log, *job_command("segment_region", scene, "--allow-vrt", "--model", bundle, "--output", out)]
+    )
     driver = actor = 0
     try:
         while job.poll() is None:

@@ -62,12 +62,12 @@ def bands(count: int, **about: Any) -> list[Band]:
     return [Band(f"x{number}", **about) for number in range(count)]
 
 
-def opened(path: Path, wanted: Sequence[Band] | None = None, *entries: BandEntry) -> Scene:
+def opened(path: Path, wanted: Sequence[Band] | None = None, *entries: BandEntry, trusted: bool = False) -> Scene:
     """The scene of one file, for a model that wants all its data bands unless `wanted` says which."""
     if wanted is None:
         with rasterio.open(path) as dataset:
             wanted = bands(sum(use != ALPHA for use in dataset.colorinterp))
-    return open_scene(Source(str(path), path.stem, None, (Asset(path, entries),)), wanted)
+    return open_scene(Source(str(path), path.stem, None, (Asset(path, entries),), trusted=trusted), wanted)
 
 
 def read(scene: Scene, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -291,7 +291,7 @@ def test_a_file_of_bands_of_several_dtypes(tmp_path: Path):
         for number, (dtype, name) in enumerate([("Byte", "a.tif"), ("UInt16", "b.tif")], 1)
     ]
     (tmp_path / "ab.vrt").write_text(f'<VRTDataset rasterXSize="30" rasterYSize="20">{"".join(entries)}</VRTDataset>')
-    values_CHW, _ = read(opened(tmp_path / "ab.vrt"))
+    values_CHW, _ = read(opened(tmp_path / "ab.vrt", trusted=True))
     assert values_CHW.dtype == np.uint16
     for number, name in enumerate(("a.tif", "b.tif")):
         with rasterio.open(tmp_path / name) as dataset:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from rasterio.shutil import copy
 from rio_cogeo import cog_validate
 
 from pipeline.inference.plan import Settings
@@ -281,9 +282,11 @@ def test_scenes_share_one_out_and_a_bad_one_costs_only_itself(exact_unet: Bundle
     assert len(folders) == 2 and folders[0] == "same" and folders[1].startswith("same-")
     assert sorted(path.stem for path in (out / "results" / "areas").iterdir()) == folders
     first = files_of(out)
-    write_scene(tmp_path / "c" / "third.tif", smooth_noise(33, (3, 90, 80)))
-    assert run(segment(tmp_path / "c" / "third.tif", exact_unet, out), **ray_cluster).returncode == 0
+    third = write_scene(tmp_path / "c" / "third.tif", smooth_noise(33, (3, 90, 80)))
+    copy(third, tmp_path / "c" / "linked.vrt", driver="VRT")
+    assert run(segment(third.parent, exact_unet, out, "--allow-vrt"), **ray_cluster).returncode == 0
     assert first.items() <= files_of(out).items()  # a scene that is added disturbs no other
+    assert np.array_equal(*(read_mask(out / "scenes" / name / "mask.tif") for name in ("third", "linked"))), "actors follow it too"
 
 
 def test_fresh_and_clean(exact_unet: Bundle, ray_cluster: dict[str, str], tmp_path: Path):
