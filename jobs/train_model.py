@@ -27,7 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from cluster.environment import in_submitted_job, ray_address, secure_embedded_ray
 from cluster.progress import bar
-from pipeline.errors import Refused, Unreadable
+from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.models.bundle import Bundle, load_bundle
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: {what_is_left(options)}", file=sys.stderr)
         return ERROR
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
 
 
@@ -95,7 +95,7 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
         raise Refused(f"{output}: holds a bundle already; choose another --output or remove it")
     storage.check_writable(output)
     training = prepare(request)
-    print("\n".join(describe(training)), flush=True)
+    print("\n".join(map(one_line, describe(training))), flush=True)
     if options.check:
         draw_check(training, run)
         print(f"nothing was trained; look at {run / 'labels.png'} and {run / 'windows.png'}")
