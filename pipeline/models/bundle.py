@@ -31,7 +31,7 @@ from pipeline.models.receptive import Reach, find_reach
 SCHEMA_VERSION = 1
 INEXACT_HALO = 128  # px: what a network that can never be exact gets, rounded up to its stride
 SELFTEST_SIZE = 64  # px, or two strides
-LONGEST_NAME, MOST_BANDS = 200, 4096
+LONGEST_NAME, MOST_BANDS = 1000, 4096
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")  # a name, never a path
 COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo")
