@@ -21,7 +21,7 @@ from typing import Any
 from rasterio.errors import NotGeoreferencedWarning
 
 from cluster.environment import add_access, use_access
-from pipeline.errors import Refused, Unreadable
+from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: nothing was written", file=sys.stderr)
         return ERROR
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
 
 
@@ -88,7 +88,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
     with working_folder(out) as folder:
         evaluation = evaluate_bundles(
             bundles, open_data, folder, data=" ".join(options.data), precision=options.precision, tolerance=options.boundary_tolerance,
-            say=lambda line: print(line, file=sys.stderr),
+            say=lambda line: print(one_line(line), file=sys.stderr),
         )  # fmt: skip
         scores = [score_bundle(evaluation, counts) for counts in evaluation.bundles]
         when = datetime.now(UTC)
@@ -152,7 +152,7 @@ def print_summary(evaluation: Evaluation, bundles: Sequence[BundleScores], out: 
         print(f"{name.replace('_', ' '):28s}" + "".join(f"{cell:>{width}s}" for cell in cells))
     print(f"95 % intervals from {evaluation.drawn} drawn anew; boundaries within {evaluation.tolerance} px")
     for scene, reason in evaluation.skipped.items():
-        print(f"skipped: {scene}: {reason}")
+        print(f"skipped: {one_line(scene)}: {one_line(reason)}")
     print(f"\nopen {out / 'report.html'}; tables are beside it")
 
 

@@ -23,7 +23,7 @@ from cluster.environment import add_access, in_submitted_job, secure_embedded_ra
 from cluster.progress import clock
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, planned_before, published_ledger
-from pipeline.errors import Refused
+from pipeline.errors import Refused, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.region import Area
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: start the same command again to finish what is missing", file=sys.stderr)
         return ERROR
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}; start the same command again to finish what is missing", file=sys.stderr)
+        print(f"error: {one_line(error)}; start the same command again to finish what is missing", file=sys.stderr)
         return ERROR
 
 
@@ -196,10 +196,10 @@ def print_notes(scenes: Sequence[OpenedScene], refusals: Mapping[str, str], bund
         why = f"{bundle.architecture} can never be exact at tile borders ({bundle.reach.why_not})"
         print(f"note: {why}; halo auto is {bundle.halo} px", file=sys.stderr)
     for reason in refusals.values():
-        print(f"skipped: {reason}", file=sys.stderr)
+        print(f"skipped: {one_line(reason)}", file=sys.stderr)
     for opened in scenes:
         for note in (*opened.scene.notes, *bundle.notes_on(opened.scene.resolution_m)):
-            print(f"note: {opened.scene.scene_id}: {note}", file=sys.stderr)
+            print(f"note: {one_line(opened.scene.scene_id)}: {one_line(note)}", file=sys.stderr)
 
 
 def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request) -> None:
@@ -222,7 +222,7 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
         if key not in seconds:
             seconds[key] = seconds_a_tile(plan, bundle, execution)
         window = plan.region.window
-        print(f"{plan.scene.scene_id}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
+        print(f"{one_line(plan.scene.scene_id)}: {window.height} x {window.width} px, {len(plan.scene.bands)} bands")
         smaller = f", the last {plan.finer} cut to {plan.fine} px" if plan.finer else ""
         print(f"  {len(plan.shards())} shards of {plan.shard} px{smaller}")
         print(f"  {plan.tiles} tiles of {plan.tile[0]} x {plan.tile[1]} px, halo {plan.halo} px, batch {plan.batch}")
@@ -247,7 +247,7 @@ def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]
     if done:
         print(f"\n{len(done)} scene(s) were done already: nothing to do for them")
     for reason in refusals.values():
-        print(f"\nskipped: {reason}")
+        print(f"\nskipped: {one_line(reason)}")
     print(f"\nmasks, pictures and STAC items are in {out / 'scenes'}, tables in {out / 'results' / 'areas'}")
 
 
@@ -264,11 +264,11 @@ def add_scenes(tables: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def print_areas(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """A line a class."""
-    print(f"\n{title}")
+    print(f"\n{one_line(title)}")
     for row in rows:
         area = "" if row["area_m2"] is None else f"{row['area_m2'] / 1e6:14,.2f} km2"
         share = "" if row["share"] is None else f"{row['share']:8.2%}"
-        print(f"  {row['class_id']:3d} {row['class_name'][:32]:32s}{row['pixel_count']:14,d} px{area}{share}")
+        print(f"  {row['class_id']:3d} {one_line(row['class_name'])[:32]:32s}{row['pixel_count']:14,d} px{area}{share}")
 
 
 def print_failures(work: SceneWork) -> None:
@@ -283,7 +283,7 @@ def print_failures(work: SceneWork) -> None:
     elif work.published and not work.published.committed and not work.committed_before:
         lines.append("another run finished this scene first; its manifest holds")
     if lines:
-        print("\n" + "\n".join(f"  {line}" for line in [work.plan.scene.scene_id, *lines]))
+        print("\n" + "\n".join(f"  {one_line(line)}" for line in [work.plan.scene.scene_id, *lines]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from cluster.environment import add_access, in_submitted_job, ray_address, secure_embedded_ray, use_access, without_access
 from cluster.progress import bar
-from pipeline.errors import Refused, Unreadable
+from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: {what_is_left(options)}", file=sys.stderr)
         return ERROR
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
 
 
@@ -96,7 +96,7 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
     for note in storage.check_writable(output):
         print(f"note: {note}", file=sys.stderr)
     training = prepare(request)
-    print("\n".join(describe(training)), flush=True)
+    print("\n".join(map(one_line, describe(training))), flush=True)
     if options.check:
         draw_check(training, run)
         print(f"nothing was trained; look at {run / 'labels.png'} and {run / 'windows.png'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -56,7 +57,16 @@ def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
         found = {source.uri: replace(source, trusted=trusted) for place in places for source in _expand(place)}
     except OSError as error:
         raise Refused(str(error)) from None
+    for source in found.values():
+        for text in (source.uri, source.scene_id, source.datetime or "", *(str(asset.path) for asset in source.assets)):
+            _check_text(text)
     return list(found.values())
+
+
+def _check_text(name: str) -> None:
+    """Refuse what no JSON file can hold: file systems take any bytes for a name, and JSON gives out half characters."""
+    if "\0" in name or not name.encode(errors="ignore").decode() == name:
+        raise Refused(f"{name}: is a name that is no valid text: rename it")
 
 
 def unique_folder(scene_id: str, uri: str, taken: bool) -> str:
@@ -126,7 +136,7 @@ def _item(item: dict[str, Any], path: Place, uri: str) -> Source:
         raise Refused(f"{path}: item {item['id']} lists no raster assets with the role data")
     properties = item.get("properties") or {}
     when = properties.get("datetime") or properties.get("start_datetime")
-    return Source(uri, item["id"], when, assets, listed_in=path)
+    return Source(uri, item["id"], when if isinstance(when, str) else None, assets, listed_in=path)
 
 
 def _holds_bands(asset: dict[str, Any]) -> bool:
@@ -146,11 +156,13 @@ def _band_entries(key: str, asset: dict[str, Any]) -> tuple[BandEntry, ...]:
         for bands in lists:
             said |= bands[number] if number < len(bands) else {}
         names = [said.get("name"), said.get("eo:common_name"), said.get("common_name"), key if count == 1 else None]
-        known = tuple(dict.fromkeys(name for name in names if name))
+        known = tuple(dict.fromkeys(name for name in names if isinstance(name, str) and name))
         scale, offset = said.get("scale", said.get("raster:scale")), said.get("offset", said.get("raster:offset"))
         entries.append(BandEntry(known, _number(scale), _number(offset), _number(said.get("nodata")), of_asset=not lists))
     return tuple(entries)
 
 
 def _number(said: Any) -> float | None:
+    if said is not None and not math.isfinite(float(said)) and said not in ("nan", "inf", "-inf"):
+        raise ValueError(f"{said} is no number")
     return None if said is None else float(said)

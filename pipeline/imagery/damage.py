@@ -15,7 +15,7 @@ from rasterio.io import DatasetReader
 
 from pipeline.geometry.windows import Window
 
-BROKEN = re.compile(r"jpeg", re.IGNORECASE)  # libjpeg's warnings, by whichever driver
+BROKEN = re.compile(r"Corrupt JPEG data|Premature end of JPEG")  # what libjpeg warns of, by whichever driver
 SIGNALLED = "GDAL signalled an error"
 LOGS = ("rasterio._env", "rasterio._err")
 
@@ -31,15 +31,16 @@ def unwritten(dataset: DatasetReader, index: int, window: Window, plane_HW: np.n
     height, width = dataset.block_shapes[index - 1]
     rows, cols = (range(span.start // size, -(-span.stop // size)) for span, size in ((window.rows, height), (window.cols, width)))
     firsts = np.ix_(_firsts(rows, height, window.row), _firsts(cols, width, window.col))
-    holes = None
-    for down, across in np.argwhere(plane_HW[firsts] == 0).tolist():
-        row, col = rows[down], cols[across]
-        if not is_written(dataset, index, row, col) and not _one_strip(dataset, index):
-            holes = np.zeros(plane_HW.shape, bool) if holes is None else holes
-            inside = Window(row * height, col * width, height, width).intersection(window)
-            assert inside is not None
-            holes[inside.relative_to(window).slices()] = True
-    return holes
+    asked = [(rows[down], cols[across]) for down, across in np.argwhere(plane_HW[firsts] == 0).tolist()]
+    missing = [block for block in asked if not is_written(dataset, index, *block)]
+    if not missing or _one_strip(dataset, index):
+        return None
+    holes_HW = np.zeros(plane_HW.shape, bool)
+    for row, col in missing:
+        inside = Window(row * height, col * width, height, width).intersection(window)
+        assert inside is not None
+        holes_HW[inside.relative_to(window).slices()] = True
+    return holes_HW
 
 
 def is_written(dataset: DatasetReader, index: int, row: int, col: int) -> bool:

@@ -93,14 +93,25 @@ def version(place: Place) -> str | None:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
+def size(place: Place) -> int:
+    """The bytes of a file. Raises FileNotFoundError."""
+    if isinstance(place, Remote):
+        return _found(place).size
+    return place.stat().st_size
+
+
 def modified(place: Place) -> datetime:
     """When a file was last changed, in UTC. Raises FileNotFoundError."""
     if isinstance(place, Remote):
-        found = s3.look(place)
-        if found is None:
-            raise FileNotFoundError(f"{place}: no such object")
-        return found.modified
+        return _found(place).modified
     return datetime.fromtimestamp(place.stat().st_mtime, UTC)
+
+
+def _found(place: Remote) -> s3.Found:
+    found = s3.look(place)
+    if found is None:
+        raise FileNotFoundError(f"{place}: no such object")
+    return found
 
 
 def read(place: Place) -> bytes:
@@ -175,7 +186,7 @@ def read_json(place: Place) -> Any | None:
         return json.loads(read(place))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{place} is not valid JSON ({error}); remove it if it was damaged") from None
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
@@ -27,6 +26,8 @@ from pipeline.geometry.pyramid import NODATA
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.imagery.storage import Place, Remote
+from pipeline.models.checked import fits, made
+from pipeline.models.container import LARGEST_WEIGHTS, SELFTEST, WEIGHTS, file_size, read_file, read_tensors
 from pipeline.models.footprint import activation_bytes_per_pixel
 from pipeline.models.networks import build_network
 from pipeline.models.program import Coarse, in_precision
@@ -35,7 +36,10 @@ from pipeline.models.receptive import Reach, find_reach
 SCHEMA_VERSION = 1
 INEXACT_HALO = 128  # px: what a network that can never be exact gets, rounded up to its stride
 SELFTEST_SIZE = 64  # px, or two strides
-FILES = {"model.json", "weights.safetensors", "selftest.safetensors"}
+FILES = {"model.json", WEIGHTS, SELFTEST}
+LONGEST_NAME, MOST_BANDS = 1000, 4096
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")  # a name, never a path
+COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo")
 
 
@@ -79,17 +83,20 @@ class Bundle:
 
     def network(self) -> nn.Module:
         """The network with the bundle's weights, in eval mode, fp32, on the CPU."""
+        weights = read_tensors(Path(self.local), WEIGHTS)
+        check_shapes(self, {name: tensor.shape for name, tensor in weights.items()})
         network = build_network(self.architecture, len(self.bands), len(self.classes), **self.arguments)
-        try:
-            network.load_state_dict(load_tensors(_read(Path(self.local), "weights.safetensors")))
-        except (RuntimeError, KeyError) as error:
-            raise Refused(f"{self.path}: the weights are not those of {self.architecture}: {str(error).splitlines()[0]}") from None
+        network.load_state_dict(weights)
         return network
 
     def selftest(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A physical input, 1 x C x H x W fp32, and the logits, 1 x K x H x W fp32, that it gave where the bundle was made."""
-        tensors = load_tensors(_read(Path(self.local), "selftest.safetensors"))
-        return tensors["input_BCHW"], tensors["logits_BKHW"]
+        tensors = read_tensors(Path(self.local), SELFTEST)
+        input_BCHW, logits_BKHW = (tensors.get(name, torch.empty(0)) for name in ("input_BCHW", "logits_BKHW"))
+        size = tuple(input_BCHW.shape[-2:])
+        if (tuple(input_BCHW.shape), tuple(logits_BKHW.shape)) != ((1, len(self.bands), *size), (1, len(self.classes), *size)):
+            raise Refused(f"{self.path}: {SELFTEST} is no self-test of {len(self.bands)} bands and {len(self.classes)} classes")
+        return input_BCHW.float(), logits_BKHW.float()
 
     def notes_on(self, resolution_m: float | None) -> list[str]:
         """What a person should know before they use this model on a scene of that resolution."""
@@ -157,28 +164,33 @@ def load_bundle(place: str | Place) -> Bundle:
     path = storage.place_of(place)
     local = _copied(path) if isinstance(path, Remote) else path
     try:
-        description = json.loads(_read(local, "model.json"))
-    except ValueError as error:
+        description = json.loads(read_file(local, "model.json"))
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path}: model.json is not valid JSON ({error})") from None
+    if not isinstance(description, dict):
+        raise Refused(f"{path}: model.json does not describe a bundle")
     if description.get("schema_version") != SCHEMA_VERSION:
         raise Refused(f"{path}: bundle schema version {description.get('schema_version')!r}, this Tilewright reads {SCHEMA_VERSION}")
-    for name, expected in description.get("files", {}).items():
-        found = hashlib.sha256(_read(local, name)).hexdigest()
+    listed = description.get("files", {})
+    if not fits(listed, dict[str, str]) or not all(map(FILE_NAME.fullmatch, listed)):
+        raise Refused(f"{path}: model.json must list files by name, each with its SHA-256")
+    for name, expected in listed.items():
+        found = hashlib.sha256(read_file(local, name)).hexdigest()
         if found != expected:
             raise Refused(f"{path}: {name} has SHA-256 {found[:12]}..., model.json says {expected[:12]}...: copy the bundle again")
-    if not FILES - {"model.json"} <= set(description.get("files", {})):
+    if not {WEIGHTS, SELFTEST} <= set(listed):
         raise Refused(f"{path}: model.json must list weights.safetensors and selftest.safetensors with their SHA-256")
     known = {entry.name for entry in fields(Bundle)} - {"path", "local", "model_id", "weight_bytes"}
     try:
-        parts: dict[str, Any] = {key: value for key, value in description.items() if key in known} | {
-            "bands": tuple(_band(band) for band in description["bands"]),
-            "classes": tuple(ClassEntry(**entry) for entry in description["classes"]),
-            "reach": Reach(**description["reach"]),
-            "tolerance": {name: Tolerance(**allowed) for name, allowed in description["tolerance"].items()},
-        }
-        size = len(_read(local, "weights.safetensors"))
-        bundle = Bundle(**parts, path=str(path), local=str(local), model_id=_model_id(description), weight_bytes=size)
-    except (KeyError, TypeError) as error:
+        about = {
+            "path": str(path), "local": str(local), "model_id": _model_id(description), "weight_bytes": file_size(local, WEIGHTS),
+            "bands": [made(Band, band) for band in description["bands"]],
+            "classes": [made(ClassEntry, entry) for entry in description["classes"]],
+            "reach": made(Reach, description["reach"]),
+            "tolerance": {name: made(Tolerance, allowed) for name, allowed in description["tolerance"].items()},
+        }  # fmt: skip
+        bundle = made(Bundle, {key: value for key, value in description.items() if key in known} | about)
+    except (KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{path}: model.json lacks or misspells a field: {error}") from None
     _check(bundle)
     return bundle
@@ -210,9 +222,28 @@ def _measure_tolerance(network: nn.Module, batch_BCHW: torch.Tensor) -> tuple[to
     }
 
 
-def _band(entry: dict[str, Any]) -> Band:
-    limits = entry.get("range")
-    return Band(**{**entry, "range": tuple(limits) if limits else None})
+def check_shapes(bundle: Bundle, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise Refused where the weights are not those of the architecture, before it takes any memory."""
+    try:
+        with torch.device("meta"):
+            wanted = build_network(bundle.architecture, len(bundle.bands), len(bundle.classes), **bundle.arguments).state_dict()
+    except RuntimeError as error:
+        if "meta" in str(error):
+            return  # a SegFormer, whose size no argument changes
+        raise Refused(f"{bundle.path}: {bundle.architecture} cannot be made with these arguments: {error}") from None
+    differing = [name for name in sorted(wanted.keys() | shapes.keys()) if name not in wanted or shapes.get(name) != wanted[name].shape]
+    if differing:
+        name = differing[0]
+        needs, has = (tuple(of[name]) if name in of else "missing" for of in ({key: one.shape for key, one in wanted.items()}, shapes))
+        raise Refused(
+            f"{bundle.path}: the weights are not those of {bundle.architecture}: {len(differing)} tensors differ, {name[:80]}"
+            f" among them, which is {has} in the file and {needs} in the network"
+        )
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be the name of a class or a band."""
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
 
 
 def _model_id(description: dict[str, Any]) -> str:
@@ -225,10 +256,15 @@ def _check(bundle: Bundle) -> None:
     path, count = bundle.path, len(bundle.classes)
     if [entry.id for entry in bundle.classes] != list(range(count)) or not 1 <= count <= NODATA:
         raise Refused(f"{path}: class ids must be 0 to {count - 1} in order, at most {NODATA} classes")
-    if any(len(entry.color) != 7 or entry.color[0] != "#" for entry in bundle.classes):
+    if not all(COLOUR.fullmatch(entry.color) for entry in bundle.classes):
         raise Refused(f"{path}: class colours must be #RRGGBB")
-    if any(band.std <= 0 for band in bundle.bands) or not bundle.bands:
-        raise Refused(f"{path}: every band needs a standard deviation above 0")
+    names = [*(entry.name for entry in bundle.classes), *(band.name for band in bundle.bands)]
+    if not all(map(is_name, names)):
+        raise Refused(f"{path}: classes and bands need names of 1 to {LONGEST_NAME} printable characters")
+    if any(band.std <= 0 for band in bundle.bands) or not 1 <= len(bundle.bands) <= MOST_BANDS:
+        raise Refused(f"{path}: needs 1 to {MOST_BANDS} bands, each with a standard deviation above 0")
+    if bundle.reach.stride < 1 or not 0 <= bundle.activation_bytes_per_pixel < 2**40:
+        raise Refused(f"{path}: the stride must be at least 1 px, and the memory of a pixel's activations be in reason")
     if bundle.halo % bundle.reach.stride or bundle.halo < 0:
         raise Refused(f"{path}: halo {bundle.halo} px is not a multiple of the stride {bundle.reach.stride} px")
 
@@ -240,6 +276,9 @@ def _copied(place: Remote) -> Path:
         if not names:
             raise Refused(f"{place}: no such bundle")
         folder = place.parent if place.name in names else place
+        largest = max(storage.size(folder / name) for name in names)
+        if largest > LARGEST_WEIGHTS:
+            raise Refused(f"{place}: has {largest:,} bytes, at most {LARGEST_WEIGHTS:,} are read")
         versions = json.dumps([str(place), *sorted((name, storage.version(folder / name)) for name in names)])
         kept = storage.cache_folder() / "bundles" / hashlib.sha256(versions.encode()).hexdigest()[:16]
         if not kept.exists():
@@ -252,19 +291,3 @@ def _copied(place: Remote) -> Path:
     except OSError as error:
         raise Refused(str(error)) from None
     return kept / place.name if place.name in names else kept
-
-
-def _read(bundle: Path, name: str) -> bytes:
-    """One file of a bundle, from its folder or its zip."""
-    try:
-        if bundle.is_dir():
-            return (bundle / name).read_bytes()
-        with zipfile.ZipFile(bundle) as archive:
-            return archive.read(name)
-    except FileNotFoundError:
-        missing = f"no {name} in it: is it a bundle?" if bundle.exists() else "no such bundle"
-        raise Refused(f"{bundle}: {missing}") from None
-    except KeyError:
-        raise Refused(f"{bundle}: no {name} at the top of the zip: is it a bundle?") from None
-    except (zipfile.BadZipFile, OSError) as error:
-        raise Refused(f"{bundle}: is neither a bundle folder nor a zip of one ({error})") from None

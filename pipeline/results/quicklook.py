@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from rasterio.errors import RasterioError
 
-from pipeline.errors import Refused, Unreadable
+from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
@@ -24,6 +24,7 @@ from pipeline.models.bundle import NODATA, Bundle
 
 SHORTEST, LONGEST = 320, 900  # px: the longer side of each of the two pictures; a small scene is enlarged up to 4 times
 MARGIN, LINE = 24, 30
+LONGEST_TEXT = 300  # characters: a name out of a catalogue has any length
 PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
 
 
@@ -132,7 +133,7 @@ def _ground(area_m2: float) -> str:
 
 def _fit(text: str, width: float, font: Any) -> str:
     """The text, shortened where it is wider than `width` px."""
-    text = " ".join(text.split())
+    text = one_line(" ".join(text[:LONGEST_TEXT].split()))
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:

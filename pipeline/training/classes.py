@@ -13,7 +13,7 @@ import pyarrow
 from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.models.bundle import NODATA, ClassEntry
+from pipeline.models.bundle import LONGEST_NAME, NODATA, ClassEntry, is_name
 from pipeline.models.random_bundle import distinct_colour
 
 IGNORE = NODATA  # the label of a pixel that is neither learnt from nor scored
@@ -136,8 +136,8 @@ def _listed(entry: dict[str, Any]) -> Any:
 
 def _label_class(path: Place, number: int, entry: dict[str, Any]) -> LabelClass:
     name, color = entry.get("name", entry.get("title")), entry.get("color")
-    if not isinstance(name, str) or not name:
-        raise Refused(f"{path}: class {number} has no name")
+    if not isinstance(name, str) or not is_name(name):
+        raise Refused(f"{path}: class {number} has no name of 1 to {LONGEST_NAME} printable characters")
     if entry.get("id", number) != number:
         raise Refused(f"{path}: class {name} has id {entry['id']!r} but is number {number}; ids count from 0 in order")
     if not isinstance(color, str) or not COLOUR.fullmatch(color):
@@ -164,6 +164,9 @@ def table_of(values: Iterable[Value], coloured: bool, ignored: Sequence[int] = (
         what = "colours" if coloured else "values"
         hint = "; were the masks saved as JPEG, which changes colours?" if coloured and len(kept) > NODATA else ""
         raise Refused(f"{place}: the labels have {len(kept)} {what}, classes need 2 to {NODATA}: name them with --classes{hint}")
+    odd = next((value for value in kept if isinstance(value, str) and not is_name(value)), None)
+    if odd is not None:
+        raise Refused(f"{place}: the value {odd[:60]!r} cannot be the name of a class: name the classes with --classes")
     classes = []
     for number, value in enumerate(kept):
         name = colour_name(value) if coloured and isinstance(value, int) else value if isinstance(value, str) else f"class {value}"

@@ -18,7 +18,7 @@ from pipeline.imagery.bands import Band, is_alpha
 from pipeline.imagery.catalogue import Asset, BandEntry, Source
 from pipeline.imagery.raster import Scene, opened_dataset
 from pipeline.imagery.storage import Place
-from pipeline.models.bundle import normalise
+from pipeline.models.bundle import is_name, normalise
 from pipeline.training.classes import IGNORE, ClassTable, LabelClass, read_classes, table_of
 from pipeline.training.labels import PolygonLabels, RasterLabels, ignored_outside, open_labels, reader_of
 from pipeline.training.sources import Pair, find_pairs
@@ -177,6 +177,9 @@ def _choose(source: Source, asked: Sequence[Band | str] | None) -> tuple[Band, .
         if missing is not None:
             raise Refused(f"{source.uri}: has no band {missing}; there are {', '.join(entry[0] for entry in listed)} (--bands)")
         chosen = [by_name[name.lower()] for name in names]
+    odd = next((entry[0] for entry in chosen if not is_name(entry[0])), None)
+    if odd is not None:
+        raise Refused(f"{source.uri}: a band is called {odd[:60]!r}, which is no name: give it another description")
     return tuple(Band(entry[0], common_name=entry[1] if len(entry) > 1 else None) for entry in chosen)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,26 @@ def test_a_folder_that_is_taken_is_told_apart_by_the_uri():
     assert len(names) == 100 and all(len(name) == len("scene-") + 8 for name in names)
     assert unique_folder("scene", "file-1", taken=True) in names, "the same for the same URI"
     assert len(unique_folder("x" * 500, "uri", taken=True)) < 200
+
+
+def test_a_name_that_is_no_text_is_refused_before_it_is_written_anywhere(tmp_path: Path):
+    """A file system takes any bytes for a name, and JSON takes half a character."""
+    (tmp_path / os.fsdecode(b"a\xff.tif")).touch()
+    for href, called in (("a.tif", "\udcff"), ("\udcff.tif", "a"), ("a\x00.tif", "a")):
+        (tmp_path / "item.json").write_text(json.dumps(item(called, {"a": {"href": href, "roles": ["data"]}})))
+        with pytest.raises(Refused, match="is a name that is no valid text: rename it"):
+            find_sources([str(tmp_path / "item.json")])
+    with pytest.raises(Refused, match=r"a\?\.tif: is a name that is no valid text: rename it"):
+        find_sources([str(tmp_path / "*.tif")])
+
+
+@pytest.mark.parametrize("bands", [[{"name": 5}], [{"name": ["a"]}], [{"name": "x", "scale": float("nan")}], "red", [None], [[]], 7])
+def test_a_catalogue_of_other_types_is_refused_or_passed_over(tmp_path: Path, bands: object):
+    assets = {"a": {"href": "a.tif", "roles": ["data"], "bands": bands}}
+    (tmp_path / "item.json").write_text(json.dumps({"type": "Feature", "id": "a", "assets": assets, "properties": {"datetime": 7}}))
+    try:
+        (found,) = find_sources([str(tmp_path / "item.json")])
+    except Refused as refused:
+        assert "is not valid STAC" in str(refused)
+    else:
+        assert found.datetime is None and all(isinstance(name, str) for entry in found.assets[0].bands for name in entry.names)

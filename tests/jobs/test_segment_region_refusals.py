@@ -153,7 +153,7 @@ def test_too_little_disk_is_refused(scene: Path, unet: Bundle, tmp_path: Path, m
     request = Request(tmp_path / "out", Settings())
     opened, _ = open_scenes([str(scene)], unet, None)
     plan = plan_scene(opened[0], unet, request, REFERENCE, Resources("cpu", 4 * GIB))
-    check_space([plan], request.out)
+    check_space([plan], request.out, 1)
     monkeypatch.setattr("pipeline.imagery.storage.free_bytes", lambda _: 1000)
     with pytest.raises(Refused, match=r"may take .* GiB and .* are free: choose another --output"):
         check_space([plan], request.out)
