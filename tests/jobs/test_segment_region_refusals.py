@@ -156,4 +156,4 @@ def test_too_little_disk_is_refused(scene: Path, unet: Bundle, tmp_path: Path, m
     check_space([plan], request.out, 1)
     monkeypatch.setattr("pipeline.imagery.storage.free_bytes", lambda _: 1000)
     with pytest.raises(Refused, match=r"may take .* GiB and .* are free: choose another --output"):
-        check_space([plan], request.out)
+        check_space([plan], request.out, 1)
