@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from tests.toys import smooth_noise, write_scene
 
 SHARDS = 9
 FIRST, POISON = "r00000c00000", "r00001c00001"
-SLOW = {"every shard": {"sleep": 1.0}}  # time to hit something
+SLOW = {"every shard": {"sleep": 4.0}}  # four at a time: time to hit something
 ROOT = os.geteuid() == 0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -137,7 +138,7 @@ def test_the_driver_is_ended(stage: Stage, tmp_path: Path, how: str):
 
 
 def test_a_submitted_job_is_stopped(stage: Stage, tmp_path: Path):
-    stage.faults.order({"every shard": {"sleep": 5.0}})  # `ray job stop` itself takes seconds
+    stage.faults.order({"every shard": {"sleep": 10.0}})  # `ray job stop` itself takes seconds
     submitted = submit([*stage.command(tmp_path)], "--no-wait", "--submission-id", f"stop-{os.getpid()}", **stage.cluster)
     assert submitted.returncode == 0, submitted.stderr
     wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
@@ -340,20 +341,27 @@ def test_a_disk_that_fills_up(stage: Stage, tmp_path: Path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_permission_lost_in_mid_run(stage: Stage, tmp_path: Path):
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Where Ray may put its sockets, whose paths have 107 characters at most."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def test_permission_lost_in_mid_run(stage: Stage, tmp_path: Path, short_folder: Path):
     """As nobody, if the tests run as root, whom nothing is forbidden; with an embedded Ray, which runs as nobody too."""
     home = tmp_path / "home"
     out = home / "out"
     out.mkdir(parents=True)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if ROOT else []
     if ROOT:
-        for folder in (home, out):
+        for folder in (home, out, short_folder):
             os.chown(folder, 65534, 65534)
         for folder in (tmp_path, *tmp_path.parents[:2], Path(stage.bundle.path), *Path(stage.bundle.path).parents[:2], stage.scene.parent):
             folder.chmod(0o755)
         stage.faults.folder.chmod(0o777)
     stage.faults.order(SLOW)
-    job = start([*user, *stage.command(out)], **stage.faults.environment, HOME=str(home), RAY_TMPDIR=str(home))
+    job = start([*user, *stage.command(out)], **stage.faults.environment, HOME=str(home), RAY_TMPDIR=str(short_folder))
     folder = None
     try:
         wait_for(lambda: len(parts_of(out)) >= 3 or job.poll() is not None, 120)
