@@ -165,6 +165,7 @@ def test_the_head_is_killed(stage: Stage, tmp_path: Path):
         finally:
             end_group(job)
     assert job.returncode not in (0, 3)
+    assert "no worker answers: if Ray is gone, start the same command again" in err
     assert parts_of(tmp_path) == left and not finals(tmp_path)
     stage.finish(tmp_path)
 
