@@ -384,12 +384,12 @@ def test_rays_memory_killer(stage: Stage, tmp_path: Path):
     assert stage.same(tmp_path)
 
 
-def test_values_that_overflow_the_network_are_named_nodata(stage: Stage, make_bundle, tmp_path: Path):
+def test_values_that_overflow_the_network_are_named_nodata(stage: Stage, tmp_path: Path):
     values_CHW = smooth_noise(53, (3, 700, 900)).astype(np.float32)
     values_CHW[:, 600:620, 700:730] = 3e38
     scene = write_scene(tmp_path / "scene.tif", values_CHW)
     stage.faults.order({})
-    command = segment(scene, make_bundle("unet", bands=3, classes=5, width=8, depth=3), tmp_path / "out", "--shard", 512, "--tile", 256)
+    command = segment(scene, stage.bundle, tmp_path / "out", "--shard", 512, "--tile", 256)
     for _ in range(2):  # it is tried again, and fails again
         done = run(command, **stage.cluster)
         assert done.returncode == 3, done.stderr
