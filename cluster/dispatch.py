@@ -62,11 +62,12 @@ class _Actor:
 
 
 def dispatch(
-    work: deque[Task], handles: Sequence[Any], *, deadline_s: Callable[[Task], float], tick: Callable[[], None] = lambda: None
+    work: deque[Task], handles: Sequence[Any], *, deadline_s: Callable[[Task], float], tick: Callable[[float], None] = lambda _: None
 ) -> Iterator[Outcome]:  # fmt: skip
     """Run the tasks in `work` and yield their outcomes as they come; the caller may add to `work` meanwhile.
 
-    `tick` is called every second or more often; `deadline_s` says how long a task may take.
+    `tick` is called every second or more often, with the seconds since an actor was last known to be up; `deadline_s` says
+    how long a task may take.
 
     A task whose actor dies, that runs past its deadline, or that raises, is begun again, up to 3 times in all: the second
     time alone in an actor, the last time when nothing else is left, so that trouble which passes has passed. One that raises
@@ -78,7 +79,7 @@ def dispatch(
     alive_at = time.monotonic()
     while work or suspects or any(actor.flying for actor in actors):
         now = time.monotonic()
-        tick()
+        tick(now - alive_at)
         for actor in actors:
             _ask(actor, now)
             _load(actor, actors, work, suspects, now)

@@ -124,7 +124,11 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
         number, shard = task.about
         return deadlines.of_shard(shard.pixels) if shard else deadlines.of_publication(works[number].plan.region.window.pixels)
 
-    for outcome in dispatch(queue, actors, deadline_s=deadline_s, tick=progress.tick):
+    def tick(silent_s: float) -> None:
+        progress.silence(silent_s)
+        progress.tick()
+
+    for outcome in dispatch(queue, actors, deadline_s=deadline_s, tick=tick):
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:

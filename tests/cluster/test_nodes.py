@@ -62,7 +62,7 @@ def two_nodes(faults: Faults, ip: str = "127.0.0.1", *options: str, within: tupl
 
 
 def test_a_raylet_is_killed(stage: Stage, tmp_path: Path):
-    stage.faults.order({"every shard": {"sleep": 1.0}})
+    stage.faults.order({"every shard": {"sleep": 4.0}})
     with two_nodes(stage.faults) as (environment, node):
         job = start(stage.command(tmp_path), **environment)
         try:
@@ -121,7 +121,7 @@ def wire() -> Iterator[Wire]:
 @pytest.mark.parametrize("when", ["shards", "publication"])
 def test_a_node_is_cut_off(stage: Stage, tmp_path: Path, wire: Wire, when: str):
     """It sees OUT as before, and goes on writing; the driver begins anew elsewhere what it does not hear of any more."""
-    stage.faults.order({"every shard": {"sleep": 1.0}, "publish": {"sleep": 20.0, "times": 9}})
+    stage.faults.order({"every shard": {"sleep": 4.0}, "publish": {"sleep": 20.0, "times": 9}})
     with two_nodes(stage.faults, wire.here, f"--node-ip-address={wire.there}", within=wire.inside) as (environment, node):
         job = start(stage.command(tmp_path), **environment)
         try:

@@ -26,7 +26,7 @@ from tests.toys import smooth_noise, write_scene
 
 SHARDS = 9
 FIRST, POISON = "r00000c00000", "r00001c00001"
-SLOW = {"every shard": {"sleep": 1.0}}  # time to hit something
+SLOW = {"every shard": {"sleep": 4.0}}  # four at a time: time to hit something
 ROOT = os.geteuid() == 0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -137,7 +137,7 @@ def test_the_driver_is_ended(stage: Stage, tmp_path: Path, how: str):
 
 
 def test_a_submitted_job_is_stopped(stage: Stage, tmp_path: Path):
-    stage.faults.order({"every shard": {"sleep": 5.0}})  # `ray job stop` itself takes seconds
+    stage.faults.order({"every shard": {"sleep": 10.0}})  # `ray job stop` itself takes seconds
     submitted = submit([*stage.command(tmp_path)], "--no-wait", "--submission-id", f"stop-{os.getpid()}", **stage.cluster)
     assert submitted.returncode == 0, submitted.stderr
     wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
@@ -165,6 +165,7 @@ def test_the_head_is_killed(stage: Stage, tmp_path: Path):
         finally:
             end_group(job)
     assert job.returncode not in (0, 3)
+    assert "no worker answers: if Ray is gone, start the same command again" in err
     assert parts_of(tmp_path) == left and not finals(tmp_path)
     stage.finish(tmp_path)
 
@@ -341,19 +342,11 @@ def test_a_disk_that_fills_up(stage: Stage, tmp_path: Path):
 
 
 def test_permission_lost_in_mid_run(stage: Stage, tmp_path: Path):
-    """As nobody, if the tests run as root, whom nothing is forbidden; with an embedded Ray, which runs as nobody too."""
-    home = tmp_path / "home"
-    out = home / "out"
-    out.mkdir(parents=True)
-    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if ROOT else []
-    if ROOT:
-        for folder in (home, out):
-            os.chown(folder, 65534, 65534)
-        for folder in (tmp_path, *tmp_path.parents[:2], Path(stage.bundle.path), *Path(stage.bundle.path).parents[:2], stage.scene.parent):
-            folder.chmod(0o755)
-        stage.faults.folder.chmod(0o777)
+    """With an embedded Ray; root gives up the right to write where it may not."""
+    out, dropped = tmp_path / "out", "-dac_override,-dac_read_search"
+    humble = ["setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}"] if ROOT else []
     stage.faults.order(SLOW)
-    job = start([*user, *stage.command(out)], **stage.faults.environment, HOME=str(home), RAY_TMPDIR=str(home))
+    job = start([*humble, *stage.command(out)], **stage.faults.environment)
     folder = None
     try:
         wait_for(lambda: len(parts_of(out)) >= 3 or job.poll() is not None, 120)
@@ -391,12 +384,12 @@ def test_rays_memory_killer(stage: Stage, tmp_path: Path):
     assert stage.same(tmp_path)
 
 
-def test_values_that_overflow_the_network_are_named_nodata(stage: Stage, make_bundle, tmp_path: Path):
+def test_values_that_overflow_the_network_are_named_nodata(stage: Stage, tmp_path: Path):
     values_CHW = smooth_noise(53, (3, 700, 900)).astype(np.float32)
     values_CHW[:, 600:620, 700:730] = 3e38
     scene = write_scene(tmp_path / "scene.tif", values_CHW)
     stage.faults.order({})
-    command = segment(scene, make_bundle("unet", bands=3, classes=5, width=8, depth=3), tmp_path / "out", "--shard", 512, "--tile", 256)
+    command = segment(scene, stage.bundle, tmp_path / "out", "--shard", 512, "--tile", 256)
     for _ in range(2):  # it is tried again, and fails again
         done = run(command, **stage.cluster)
         assert done.returncode == 3, done.stderr

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ SHARDS = [f"r{row:05d}c{col:05d}" for row in range(3) for col in range(3)]
 EMBEDDED_EVERY = 5
 STARTS = 4  # undisturbed, until a round must be done; quarantined shards need a second one
 PATIENCE_S = 240.0
+ACTOR_S = 5.0  # after an actor is there, until it is killed
 ENDINGS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 DEADLINES = {"LEAST_S": 10.0, "HOUR_S": 40.0, "TIMES": 1}
 
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ray_head(**faults.environment) as cluster:
             soak = Soak(folder, faults, cluster | faults.environment)
             faults.order({})
+            finish(soak, folder / "cold", soak.cluster)
             began = time.monotonic()
             finish(soak, folder / "undisturbed", soak.cluster)
             soak = Soak(folder, faults, soak.cluster, time.monotonic() - began)
@@ -94,6 +96,8 @@ def play(soak: Soak, seed: int, number: int, expected: dict[str, bytes]) -> bool
     try:
         for _ in range(chance.randint(1, 3)):
             told += disturb(soak, chance, out, environment)
+            if told[-1] == "exit 0":
+                break
         soak.faults.order({})
         told.append(f"finished by start {finish(soak, out, environment)}")
         wrong = differences(files_of(out), expected)
@@ -114,12 +118,12 @@ def disturb(soak: Soak, chance: random.Random, out: Path, environment: dict[str,
     ]
     try:
         for _ in range(chance.randint(0, 4)):
-            time.sleep(chance.uniform(0, soak.usual_s / 2))
-            workers = [pid for one in top for pid in titled(descendants(one), "ray::Worker")]
-            if workers:
-                os.kill(chance.choice(workers), signal.SIGKILL)
+            pause(jobs, soak.usual_s, until=lambda: workers(top))
+            pause(jobs, chance.uniform(0, ACTOR_S))
+            if victims := workers(top):
+                os.kill(chance.choice(victims), signal.SIGKILL)
                 told.append("actor killed")
-        time.sleep(chance.uniform(0, soak.usual_s))
+        pause(jobs, chance.uniform(0, soak.usual_s))
         for job in jobs:
             ending = chance.choice(ENDINGS)
             if job.poll() is None and chance.random() < 0.7:
@@ -135,9 +139,21 @@ def disturb(soak: Soak, chance: random.Random, out: Path, environment: dict[str,
     return told
 
 
+def workers(top: list[int]) -> list[int]:
+    """The actors that these processes started."""
+    return [pid for one in top for pid in titled(descendants(one), "ray::Worker")]
+
+
+def pause(jobs: list[subprocess.Popen[str]], seconds: float, until: Callable[[], object] = lambda: False) -> None:
+    """Wait so long, or until something happens, or all jobs have ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not until() and any(job.poll() is None for job in jobs):
+        time.sleep(0.1)
+
+
 def ordered(chance: random.Random) -> dict[str, Any]:
     """What goes wrong inside the processes, if anything."""
-    orders: dict[str, Any] = {"every shard": {"sleep": chance.choice((0.0, 0.2, 0.5))}, "publish": {"sleep": chance.choice((0.0, 1.0))}}
+    orders: dict[str, Any] = {"every shard": {"sleep": chance.choice((0.0, 1.0, 2.0))}, "publish": {"sleep": chance.choice((0.0, 1.0))}}
     for shard in chance.sample(SHARDS, chance.choice((0, 0, 1, 2))):
         how = chance.choice(("die", "raise", "hang", "stop"))
         orders[shard] = {how: "EIO" if how == "raise" else True, "times": chance.choice((1, 1, 2, 5))}
