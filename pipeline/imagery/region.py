@@ -18,6 +18,7 @@ from rasterio.transform import Affine
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, Window, snap_outward
 from pipeline.imagery.raster import Grid, Scene
+from pipeline.imagery.vectors import read_vectors
 
 if TYPE_CHECKING:
     import geopandas  # a second to import, which only those who ask for a region should wait
@@ -52,10 +53,10 @@ class Area:
         if not path.exists():
             raise Refused(f"{path}: no such file (--aoi)")
         try:
-            read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
-            polygons = read(path).geometry
-        except Exception as error:
-            raise Refused(f"{path}: cannot be read as a vector file ({' '.join(str(error).split())[:160]})") from None
+            polygons = read_vectors(path).geometry
+        except AttributeError:
+            raise Refused(f"{path}: cannot be read as a vector file (it is a table without polygons)") from None
+        check_coordinates(path, polygons.to_numpy())
         polygons = polygons[~(polygons.isna() | polygons.is_empty)].make_valid()
         union = shapely.normalize(_polygons_of(polygons.to_numpy()))
         if union.is_empty:
@@ -84,6 +85,12 @@ class Region:
             [self.geometry], out_shape=(window.height, window.width),
             transform=Affine.translation(window.col, window.row), invert=True,
         )  # fmt: skip
+
+
+def check_coordinates(path: Path, geometries: np.ndarray) -> None:
+    """Raise Refused where a coordinate is no number: nothing can be said of such a polygon."""
+    if not np.isfinite(shapely.get_coordinates(geometries)).all():
+        raise Refused(f"{path}: holds coordinates that are no numbers: correct or remove those polygons")
 
 
 def region_of(scene: Scene, area: Area | None) -> Region | None:
