@@ -17,6 +17,7 @@ from pipeline.imagery.storage import Place, Remote
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg")
 STAC_SUFFIXES = (".json", ".geojson")
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes and characters, of file systems
 INHERITED = ("eo:common_name", "raster:scale", "raster:offset", "nodata")  # by bands from their asset, in STAC 1.1
 
 
@@ -60,13 +61,16 @@ def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
     for source in found.values():
         for text in (source.uri, source.scene_id, source.datetime or "", *(str(asset.path) for asset in source.assets)):
             _check_text(text)
+        for asset in source.assets:
+            if any(len(part.encode()) > LONGEST_NAME for part in str(asset.path).split("/")) or len(str(asset.path)) > LONGEST_PATH:
+                raise Refused(f"{str(asset.path)[:LONGEST_NAME]}...: is too long for a name")
     return list(found.values())
 
 
 def _check_text(name: str) -> None:
-    """Refuse what no JSON file can hold: file systems take any bytes for a name, and JSON gives out half characters."""
-    if "\0" in name or not name.encode(errors="ignore").decode() == name:
-        raise Refused(f"{name}: is a name that is no valid text: rename it")
+    """Refuse what no JSON file or no file system can hold: the one takes any bytes for a name, the other half characters."""
+    if "\0" in name or name.encode(errors="ignore").decode() != name:
+        raise Refused(f"{name[:LONGEST_NAME]}: is a name that is no valid text: rename it")
 
 
 def unique_folder(scene_id: str, uri: str, taken: bool) -> str:

@@ -32,6 +32,7 @@ from pipeline.imagery.storage import Place
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
 SAME_GRID_PX = 1e-3
+LARGEST_COORDINATE = 1e30  # NaN is not below it either
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ def _check_file(dataset: DatasetReader) -> None:
         raise Refused(f"{path}: holds complex numbers: convert them to intensity first (gdal_calc.py --calc 'abs(A)**2')")
     if dataset.gcps[0] and dataset.transform.is_identity:
         raise Refused(f"{path}: is placed by ground control points only: warp it to a grid first (gdalwarp -t_srs EPSG:4326)")
+    if not all(abs(number) < LARGEST_COORDINATE for number in dataset.transform):
+        raise Refused(f"{path}: its geotransform holds numbers beyond all coordinates: correct it first (gdal_edit.py -a_ullr)")
     if dataset.transform.is_degenerate:
         raise Refused(f"{path}: its geotransform has no area: correct it first (gdal_edit.py -a_ullr)")
 
@@ -282,7 +285,7 @@ def _resolution_m(grid: Grid) -> float | None:
             area_m2 = float(ground_areas(Window(row, col, 1, 1), grid.affine, crs).area_m2.sum())
             if area_m2 > 0:
                 return math.sqrt(area_m2)
-    except (CRSError, RasterioError):
+    except (CRSError, RasterioError, ArithmeticError, ValueError):  # of units and places that are no numbers
         return None
     return None
 

@@ -18,7 +18,8 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, Window, snap_outward
 from pipeline.imagery import storage
 from pipeline.imagery.raster import Grid, Scene
-from pipeline.imagery.storage import Place, Remote
+from pipeline.imagery.storage import Place
+from pipeline.imagery.vectors import read_vectors
 
 if TYPE_CHECKING:
     import geopandas  # a second to import, which only those who ask for a region should wait
@@ -50,16 +51,13 @@ class Area:
         """The polygons of a vector file that GDAL reads, or of a GeoParquet. Raises Refused where there are none."""
         import geopandas
 
-        if isinstance(path, Remote) and path.suffix.lower() == ".shp":
-            raise Refused(f"{path}: a shapefile is several files: make it a GeoPackage or GeoParquet, or copy it to a local path")
         if not storage.is_file(path) and not storage.is_folder(path):
             raise Refused(f"{path}: no such file (--aoi)")
         try:
-            read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
-            with storage.here(path) as file:
-                polygons = read(file).geometry
-        except Exception as error:
-            raise Refused(f"{path}: cannot be read as a vector file ({' '.join(str(error).split())[:160]})") from None
+            polygons = read_vectors(path).geometry
+        except AttributeError:
+            raise Refused(f"{path}: cannot be read as a vector file (it is a table without polygons)") from None
+        check_coordinates(path, polygons.to_numpy())
         polygons = polygons[~(polygons.isna() | polygons.is_empty)].make_valid()
         union = shapely.normalize(_polygons_of(polygons.to_numpy()))
         if union.is_empty:
@@ -88,6 +86,12 @@ class Region:
             [self.geometry], out_shape=(window.height, window.width),
             transform=Affine.translation(window.col, window.row), invert=True,
         )  # fmt: skip
+
+
+def check_coordinates(path: Place, geometries: np.ndarray) -> None:
+    """Raise Refused where a coordinate is no number: nothing can be said of such a polygon."""
+    if not np.isfinite(shapely.get_coordinates(geometries)).all():
+        raise Refused(f"{path}: holds coordinates that are no numbers: correct or remove those polygons")
 
 
 def region_of(scene: Scene, area: Area | None) -> Region | None:

@@ -242,8 +242,8 @@ def check_shapes(bundle: Bundle, shapes: Mapping[str, torch.Size]) -> None:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be the name of a class or a band."""
-    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
+    """Whether it can be the name of a class or a band: not too long, and no half characters, which no file holds."""
+    return len(text) <= LONGEST_NAME and text.encode(errors="ignore").decode() == text
 
 
 def _model_id(description: dict[str, Any]) -> str:
@@ -260,7 +260,7 @@ def _check(bundle: Bundle) -> None:
         raise Refused(f"{path}: class colours must be #RRGGBB")
     names = [*(entry.name for entry in bundle.classes), *(band.name for band in bundle.bands)]
     if not all(map(is_name, names)):
-        raise Refused(f"{path}: classes and bands need names of 1 to {LONGEST_NAME} printable characters")
+        raise Refused(f"{path}: names of classes and bands must be text of at most {LONGEST_NAME} characters")
     if any(band.std <= 0 for band in bundle.bands) or not 1 <= len(bundle.bands) <= MOST_BANDS:
         raise Refused(f"{path}: needs 1 to {MOST_BANDS} bands, each with a standard deviation above 0")
     if bundle.reach.stride < 1 or not 0 <= bundle.activation_bytes_per_pixel < 2**40:

@@ -136,8 +136,8 @@ def _listed(entry: dict[str, Any]) -> Any:
 
 def _label_class(path: Place, number: int, entry: dict[str, Any]) -> LabelClass:
     name, color = entry.get("name", entry.get("title")), entry.get("color")
-    if not isinstance(name, str) or not is_name(name):
-        raise Refused(f"{path}: class {number} has no name of 1 to {LONGEST_NAME} printable characters")
+    if not isinstance(name, str) or not name or not is_name(name):
+        raise Refused(f"{path}: class {number} has no name, or one that is longer than {LONGEST_NAME} characters, or no valid text")
     if entry.get("id", number) != number:
         raise Refused(f"{path}: class {name} has id {entry['id']!r} but is number {number}; ids count from 0 in order")
     if not isinstance(color, str) or not COLOUR.fullmatch(color):

@@ -19,12 +19,13 @@ from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, shards
-from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import RASTER_SUFFIXES, Asset, BandEntry, Source
 from pipeline.imagery.raster import Grid, Scene, open_scene, opened_dataset
 from pipeline.imagery.reader import SceneReader
+from pipeline.imagery.region import check_coordinates
 from pipeline.imagery.storage import Place
+from pipeline.imagery.vectors import read_vectors
 from pipeline.training.classes import IGNORE, ClassTable, Value
 
 if TYPE_CHECKING:
@@ -166,12 +167,7 @@ def _polygons(path: Place, scene: Scene, class_column: str | None) -> PolygonLab
     import geopandas
     from pandas import notna
 
-    try:
-        read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
-        with storage.here(path) as file:
-            shapes = read(file)
-    except Exception as error:  # of pyogrio, pyarrow and GDAL, which share no base
-        raise Refused(f"{path}: cannot be read as a raster or as polygons ({' '.join(str(error).split())[:160]})") from None
+    shapes = read_vectors(path)
     if not isinstance(shapes, geopandas.GeoDataFrame):
         raise Refused(f"{path}: is a table without polygons")
     if shapes.empty:
@@ -184,6 +180,7 @@ def _polygons(path: Place, scene: Scene, class_column: str | None) -> PolygonLab
     if class_column not in columns:
         asked = f"no column {class_column}" if class_column else "no column called class"
         raise Refused(f"{path}: {asked}; there are {', '.join(columns)}: name one with --class-column")
+    check_coordinates(path, shapes.geometry.to_numpy())
     told = [
         (_polygonal(shape), _value(value))
         for shape, value in zip(shapes.geometry, shapes[class_column], strict=True)

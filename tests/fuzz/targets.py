@@ -76,7 +76,7 @@ def make_seeds(folder: Path) -> None:
         bands=[Band(f"band_{number}", range=RANGE) for number in (1, 2, 3)],
         classes=[ClassEntry(number, f"class {number}", "#204060") for number in range(3)], sample_CHW=torch.zeros(3, 64, 64),
     )  # fmt: skip
-    torch.save(network.state_dict(), folder / "weights.pth")
+    torch.save(build_network("segnet", 3, 3, width=4).state_dict(), folder / "weights.pth")
     with zipfile.ZipFile(folder / "bundle.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for file in (folder / "bundle").iterdir():
             archive.write(file, file.name)

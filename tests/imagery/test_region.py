@@ -306,3 +306,11 @@ def test_no_area_can_be_placed_on_a_scene_without_a_place():
         region_of(scene_at(crs=None), Area.from_bbox(0, 0, 1, 1))
     with pytest.raises(Refused, match=r"scene.tif: no --bbox or --aoi can be placed on its CRS"):
         region_of(scene_at(crs='LOCAL_CS["drawing",UNIT["metre",1]]'), Area.from_bbox(0, 0, 1, 1))
+
+
+def test_coordinates_that_are_no_numbers(tmp_path: Path):
+    for odd in (float("nan"), float("inf")):
+        polygon = shapely.Polygon([(0, 0), (1, 0), (odd, 1), (0, 1)])
+        geopandas.GeoDataFrame(geometry=[polygon], crs="EPSG:4326").to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(Refused, match="holds coordinates that are no numbers"):
+            Area.from_file(tmp_path / "a.parquet")

@@ -216,7 +216,7 @@ def test_a_region_in_a_bucket(bucket: Remote, store: Store):
     with pytest.raises(Refused, match="no such file"):
         Area.from_file(bucket / "none.geojson")
     with pytest.raises(Refused, match="several files"):
-        Area.from_file(bucket / "region.shp")
+        Area.from_file(storage.place_of(put_bytes(store, content, f"tests/{bucket.key}/region.shp")))
 
 
 def test_a_store_that_ignores_conditions_is_found_out(bucket: Remote, store: Store):

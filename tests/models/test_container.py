@@ -26,7 +26,7 @@ def folder(unet: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(unet.path, tmp_path / "bundle"))
 
 
-CLASSES = [(0, 7, "#000000"), (True, "a", "#000000"), (0, "a", "#00000g"), (0, "a\x1b[2J", "#000000"), (0, "a" * 2000, "#000000")]
+CLASSES = [(0, 7, "#000000"), (True, "a", "#000000"), (0, "a", "#00000g"), (0, "a\udcff", "#000000"), (0, "a" * 2000, "#000000")]
 
 
 def described(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
