@@ -168,7 +168,7 @@ def ended(job: subprocess.Popen[str]) -> int:
         said, error = job.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         raise AssertionError(f"hangs for {PATIENCE_S:.0f} s") from None
-    if "Traceback" in said + error or job.returncode not in (0, 1, 3, -signal.SIGKILL):
+    if "Traceback" in said + error or job.returncode not in (0, 1, 3, -signal.SIGKILL, -signal.SIGTERM):  # the last: as Python ends
         raise AssertionError(f"exit {job.returncode}: {' '.join(error.split())[-1500:]}")
     return job.returncode
 
