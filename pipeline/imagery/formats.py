@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 
@@ -27,6 +28,7 @@ DECODED_WHOLE = ("GIF", "WEBP")  # whatever block size GDAL reports
 LARGEST_BLOCK = 2**30  # bytes, decoded: beyond it a look at the scene takes many seconds, and no tile fits beside it
 MOST_BANDS = 4096
 MOST_PIXELS = 10**12
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, UnicodeDecodeError)  # the third where rasterio forgot to turn it into the first
 KNOWN = "GeoTIFF, JPEG 2000, PNG, JPEG, Erdas .img, NITF, ENVI and a few more"
 NOT_KNOWN = "not recognized as being in a supported file format"
 GRID_FILE = re.compile(r"(?:grids=|PARAMETERFILE\[[^]]*?\",\s*\")(?!@null)[^\s\"]*[/\\:]", re.IGNORECASE)
@@ -52,7 +54,7 @@ def open_raster(path: Path, trusted: bool = False) -> DatasetReader:
         raise Refused(f"{path}: GDAL's own paths are not read: give a local path or a URI")
     try:
         dataset = _open(path) if not trusted else _open_by(path, None, careful(trusted=True))
-    except (RasterioError, CRSError, UnicodeDecodeError) as error:
+    except GDAL_ERRORS as error:
         raise _why_not(path, error) from None
     try:
         check_size(dataset)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -28,7 +28,7 @@ from pipeline.imagery.bands import Band, Found, find_bands
 from pipeline.imagery.beside import mask_beside, masks_all_bands, settings_beside, transform_of, world_file
 from pipeline.imagery.catalogue import Source
 from pipeline.imagery.damage import has_holes
-from pipeline.imagery.formats import block_shapes, careful, open_raster
+from pipeline.imagery.formats import GDAL_ERRORS, block_shapes, careful, open_raster
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
 SAME_GRID_PX = 1e-3
@@ -111,6 +111,7 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
     with ExitStack() as stack:
+        stack.enter_context(_in_one_line(source.uri))
         stack.enter_context(careful(source.trusted))
         files = [(asset, stack.enter_context(open_dataset(asset.path, source.trusted))) for asset in source.assets]
         for _, dataset in files:
@@ -140,6 +141,15 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             notes=tuple(notes),
             trusted=source.trusted,
         )
+
+
+@contextmanager
+def _in_one_line(uri: str) -> Iterator[None]:
+    """What GDAL says while headers are looked through, as Refused."""
+    try:
+        yield
+    except GDAL_ERRORS as error:
+        raise Refused(f"{uri}: cannot be opened as a raster ({' '.join(str(error).split())[:160]})") from None
 
 
 def _passed_over(used: Iterable[DatasetReader]) -> list[str]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
@@ -23,7 +22,7 @@ from pipeline.geometry.windows import Span, Window
 from pipeline.imagery.bands import Band
 from pipeline.imagery.beside import transform_of
 from pipeline.imagery.damage import no_broken_jpeg, unwritten
-from pipeline.imagery.formats import careful
+from pipeline.imagery.formats import GDAL_ERRORS, careful
 from pipeline.imagery.raster import Grid, Scene, SceneBand, open_dataset
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
@@ -108,7 +107,7 @@ class SceneReader:
                 with careful(self.scene.trusted), no_broken_jpeg():
                     values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
                     shown = self._shown(dataset, area, (height, width), bands)
-            except (RasterioError, UnicodeDecodeError, MemoryError) as error:
+            except (*GDAL_ERRORS, MemoryError) as error:
                 self._forget()
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise Unreadable(
