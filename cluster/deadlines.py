@@ -5,7 +5,7 @@ from __future__ import annotations
 HOUR_S = 3600.0
 LEAST_S = 600.0  # whatever was measured: storage may stall for minutes and come back
 TIMES = 10  # what the slowest shard took
-SLOWEST_SHARD = 10_000  # px/s, for the first shards: a network of 600 GFLOP a megapixel does 25,000 on one core
+SLOWEST_SHARD = 10_000  # px/s, for the first shards: a U-Net 64..1024 in fp32 does 73,000 on one core (tests/benchmarks/RESULTS.md)
 SLOWEST_PUBLICATION = 10_000_000  # px/s: joining parts was measured at 6,473 million
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
@@ -34,6 +35,7 @@ LARGEST_BLOCK = 2**30  # bytes, decoded: beyond it a look at the scene takes man
 MOST_BANDS = 4096
 START_BYTES = 4096
 MOST_PIXELS = 10**12
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, UnicodeDecodeError)  # the third where rasterio forgot to turn it into the first
 KNOWN = "GeoTIFF, JPEG 2000, PNG, JPEG, Erdas .img, NITF, ENVI and a few more"
 NOT_KNOWN = "not recognized as being in a supported file format"
 GRID_FILE = re.compile(r"(?:grids=|PARAMETERFILE\[[^]]*?\",\s*\")(?!@null)[^\s\"]*[/\\:]", re.IGNORECASE)
@@ -62,8 +64,8 @@ def open_raster(path: Place, trusted: bool = False) -> DatasetReader:
     try:
         if isinstance(path, Remote) and not storage.is_file(path):
             raise Refused(f"{path}: no such object")
-        dataset = storage.retried(partial(_open, path, trusted), [path], RasterioError)
-    except (RasterioError, CRSError, UnicodeDecodeError) as error:
+        dataset = storage.retried(partial(_open, path, trusted), [path], *GDAL_ERRORS)
+    except GDAL_ERRORS as error:
         raise _why_not(path, error) from None
     except OSError as error:
         raise Refused(str(error)) from None

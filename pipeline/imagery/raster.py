@@ -27,7 +27,7 @@ from pipeline.imagery.bands import Band, Found, find_bands
 from pipeline.imagery.beside import mask_beside, masks_all_bands, settings_beside, transform_of, world_file
 from pipeline.imagery.catalogue import Source
 from pipeline.imagery.damage import has_holes
-from pipeline.imagery.formats import block_shapes, careful, open_raster
+from pipeline.imagery.formats import GDAL_ERRORS, block_shapes, careful, open_raster
 from pipeline.imagery.storage import Place
 
 RAW_DTYPES = ("uint8", "uint16", "int16", "float32")  # read as they are; other dtypes become float32
@@ -111,7 +111,7 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
 
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
-    with careful(*(asset.path for asset in source.assets), trusted=source.trusted), ExitStack() as stack:
+    with _in_one_line(source.uri), careful(*(asset.path for asset in source.assets), trusted=source.trusted), ExitStack() as stack:
         files = [(asset, stack.enter_context(open_raster(asset.path, source.trusted))) for asset in source.assets]
         for _, dataset in files:
             _check_file(dataset)
@@ -154,6 +154,15 @@ def opened_dataset(path: Place, trusted: bool = False) -> Iterator[DatasetReader
     """A file, open in this thread while the block lasts. Raises Refused, in one line, where that must not or cannot be done."""
     with careful(path, trusted=trusted), open_raster(path, trusted) as dataset:
         yield dataset
+
+
+@contextmanager
+def _in_one_line(uri: str) -> Iterator[None]:
+    """What GDAL says while headers are looked through, as Refused."""
+    try:
+        yield
+    except GDAL_ERRORS as error:
+        raise Refused(f"{uri}: cannot be opened as a raster ({storage.told(error)[:160]})") from None
 
 
 def _passed_over(used: Iterable[DatasetReader]) -> list[str]:

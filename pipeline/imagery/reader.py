@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
@@ -23,7 +22,7 @@ from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.imagery.beside import transform_of
 from pipeline.imagery.damage import nothing_unsaid, unwritten
-from pipeline.imagery.formats import careful, open_raster
+from pipeline.imagery.formats import GDAL_ERRORS, careful, open_raster
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
@@ -113,7 +112,7 @@ class SceneReader:
                 with careful(self._places[numbers[0]], trusted=self.scene.trusted), nothing_unsaid():
                     values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
                     shown = self._shown(dataset, area, (height, width), bands)
-            except (RasterioError, UnicodeDecodeError, MemoryError) as error:
+            except (*GDAL_ERRORS, MemoryError) as error:
                 self._forget()
                 reason = storage.told(error.__cause__ or error) or type(error).__name__
                 raise Unreadable(f"{bands[0].path}: {_told(window)}: {reason[:200]}") from error
