@@ -114,9 +114,9 @@ def _opened_beside(path: Path) -> list[Path]:
 def _why_not(path: Place, error: Exception) -> Refused:
     if isinstance(path, Path) and not path.exists():
         return Refused(f"{path}: no such file")
-    if _is_vrt(path):
-        return Refused(f"{path}: cannot be opened as a raster: it is a VRT, which names other files: if you trust it, give --allow-vrt")
     if NOT_KNOWN in str(error):
+        if _is_vrt(path):
+            return Refused(f"{path}: cannot be opened as a raster: it is a VRT, which names other files: if you trust it, give --allow-vrt")
         return Refused(f"{path}: cannot be opened as a raster: it is damaged, or none of {KNOWN}: convert it (gdal_translate)")
     return Refused(f"{path}: cannot be opened as a raster ({storage.told(error)[:160]})")
 

@@ -27,6 +27,7 @@ PARTS_AT_ONCE = 4
 MOST_PARTS = 9000  # S3 allows 10,000
 CONFLICTS = 5  # attempts where a store answers 409: two conditional writes met
 PAGE = 1000  # names in an answer to a listing
+ATTEMPTS = 8  # of a request, over 10 s
 GDAL_RETRIES = 5
 WRITER = "tilewright-writer"  # metadata of an object: who put it
 
@@ -249,14 +250,19 @@ def _connected(process: int) -> s3fs.S3FileSystem:
     """One for each process: its connections and its thread do not outlive a fork."""
     import s3fs  # 0.3 s that local runs do without
 
-    s3fs.core.set_custom_error_handler(lambda error: _refusal(error)[0] == 429)  # which botocore takes for final in answers to HEAD
+    s3fs.core.set_custom_error_handler(_passes)
     public = os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
-    return s3fs.S3FileSystem(
-        anon=public, use_listings_cache=False, skip_instance_cache=True,
-        config_kwargs={
-            "retries": {"mode": "standard", "max_attempts": 6}, "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 32,
-        },
-    )  # fmt: skip
+    settings = {"retries": {"max_attempts": 0}, "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 32}
+    filesystem = s3fs.S3FileSystem(anon=public, use_listings_cache=False, skip_instance_cache=True, config_kwargs=settings)
+    filesystem.retries = ATTEMPTS  # s3fs's own, with botocore's below them, would be 30 in minutes
+    return filesystem
+
+
+def _passes(error: Exception) -> bool:
+    """Whether what a store answered, or that it did not, may be otherwise in a moment."""
+    from botocore.exceptions import ConnectionError as Unanswered
+
+    return _refusal(error)[0] in (429, 500, 502, 503, 504) or isinstance(error, Unanswered)
 
 
 @cache
