@@ -10,8 +10,10 @@ demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
 	@echo "open demo-output/scenes/*/quicklook.png to see it"
 
+# two processes: one that had run everything died of SIGSEGV while the last fixture ended, after all tests had passed; why is not known
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q tests/cluster tests/jobs
+	$(BIN)/python -m pytest -q --ignore=tests/cluster --ignore=tests/jobs
 
 slow: .venv/ready-dev
 	$(BIN)/python -m pytest -q -m slow

@@ -78,7 +78,7 @@ def identity(make_bundle: MakeBundle) -> Bundle:
     return make_bundle("identity", bands=1, classes=250)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
     """An S3 server with a proxy before it that injects faults."""
     with object_store() as store:

@@ -168,12 +168,12 @@ def put(content: Path | bytes, place: Remote, *, onto: str | None = "") -> None:
         except Taken:
             raise
         except OSError as error:
+            with _ignored():
+                if (there := look(place)) and there.writer == writer:
+                    return
             status, code = _refusal(error)
             if not condition or not (status in (409, 412) or code == "NoSuchKey"):
                 raise
-            there = look(place)
-            if there and there.writer == writer:
-                return
             if status == 412 or attempt + 1 == CONFLICTS:
                 raise Taken(f"{place}: another one was put there meanwhile") from None
             time.sleep(0.1 * 2**attempt)
