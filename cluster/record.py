@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -63,10 +64,14 @@ class RunRecord:
 
         It is a log, written as shards end, so that the driver holds no more for a larger scene; to a bucket it goes at the end.
         """
-        with (storage.workshop(self._trace.parent) / self._trace.name).open("a", encoding="utf-8") as file:
+        with self._log().open("a", encoding="utf-8") as file:
             file.writelines(
                 ("[\n" if file.tell() == 0 else "") + f"{json.dumps(event)},\n" for event in events(result.worker, result.spans)
             )
+
+    def _log(self) -> Path:
+        """Where the trace grows: where it belongs, or on this machine until the run ends."""
+        return storage.workshop(self._trace.parent) / self._trace.name
 
     def end(self, exit_code: int) -> None:
         """Replace the record by what came of the run, or write it where there was nothing to begin."""
@@ -86,9 +91,8 @@ class RunRecord:
             "scenes": [_scene(work) for work in self._works],
         }  # fmt: skip
         storage.replace_json(self._path, content)
-        log = storage.workshop(self._trace.parent) / self._trace.name
-        if isinstance(self._trace, Remote) and log.exists():
-            storage.publish(log, self._trace)
+        if isinstance(self._trace, Remote) and self._log().exists():
+            storage.publish(self._log(), self._trace)
 
 
 def _scene(work: SceneWork) -> dict[str, Any]:

@@ -99,15 +99,9 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def train_on_ray(
-    training: Training,
-    nodes: list[Node],
-    *,
-    workers: int,
-    storage: str,
-    name: str,
-    tell: Callable[[News], None],
+    training: Training, nodes: list[Node], *, workers: int, storage: str, name: str, tell: Callable[[News], None],
     access: Mapping[str, str],
-) -> dict[str, Scores] | None:
+) -> dict[str, Scores] | None:  # fmt: skip
     """Train on `workers` of Ray's workers, and return the scores on the test set; `tell` hears how far it is.
 
     The same `name` in the same `storage`, a folder or s3:// URI that all nodes see, goes on after the last epoch that was

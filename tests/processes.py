@@ -47,6 +47,15 @@ def run(command: list[object], **environment: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def all_ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+    """What processes that lead their own groups have printed, once all have ended; none outlives this."""
+    try:
+        return [process.communicate(timeout=280) for process in processes]
+    finally:
+        for process in processes:
+            end_group(process)
+
+
 def submit(command: list[object], *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`ray job submit` of a command with this folder, once the cluster's job agent is up, which a busy machine delays."""
     for _ in range(20):

@@ -146,7 +146,7 @@ def _crs_text(dataset: DatasetReader) -> str:
     try:
         return dataset.crs.to_wkt() if dataset.crs else ""
     except CRSError as error:
-        raise Refused(f"{dataset.name}: its CRS cannot be read ({' '.join(str(error).split())[:160]})") from None
+        raise Refused(f"{dataset.name}: its CRS cannot be read ({storage.told(error)[:160]})") from None
 
 
 def check_size(dataset: DatasetReader) -> None:

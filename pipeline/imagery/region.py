@@ -104,7 +104,7 @@ def region_of(scene: Scene, area: Area | None) -> Region | None:
     try:
         pixels = _in_pixels(_near_scene(area.polygons, grid), grid)
     except (ProjError, CRSError) as error:
-        raise Refused(f"{scene.uri}: no --bbox or --aoi can be placed on its CRS ({' '.join(str(error).split())[:160]})") from None
+        raise Refused(f"{scene.uri}: no --bbox or --aoi can be placed on its CRS ({storage.told(error)[:160]})") from None
     if pixels is None:
         raise Refused(f"{scene.uri}: the area reaches where the scene's CRS has no coordinates: choose a smaller one")
     left, top, right, bottom = shapely.intersection(pixels, shapely.box(0, 0, grid.width, grid.height)).bounds

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -151,8 +151,8 @@ def remove(place: Remote) -> None:
         _call("delete_object", place)
 
 
-def put(content: Path | bytes, place: Remote, *, onto: str | None = "") -> None:
-    """Put an object whole: where `onto` is None only if there is none, where it is a version only in place of that one.
+def put(content: Path, place: Remote, *, onto: str | None = "") -> None:
+    """Put a local file as an object, whole: where `onto` is None only if there is none, where it is a version only in place of that one.
 
     A lost reply, after which the store refuses our own repeated request, is settled by reading back who wrote the object.
     Raises Taken where the condition does not hold, and other OSErrors.
@@ -168,7 +168,7 @@ def put(content: Path | bytes, place: Remote, *, onto: str | None = "") -> None:
         except Taken:
             raise
         except OSError as error:
-            with _ignored():
+            with suppress(OSError):
                 if (there := look(place)) and there.writer == writer:
                     return
             status, code = _refusal(error)
@@ -181,8 +181,10 @@ def put(content: Path | bytes, place: Remote, *, onto: str | None = "") -> None:
 
 def _expect(place: Remote, onto: str | None) -> None:
     """Raise Taken where a put with `onto` would be refused: stores that ignore its condition are many."""
-    found = look(place) if onto != "" else None
-    if onto != "" and (found.version if found else None) != onto:
+    if onto == "":
+        return
+    found = look(place)
+    if (found.version if found else None) != onto:
         raise Taken(f"{place}: another one is there")
 
 
@@ -204,12 +206,10 @@ def ignores_conditions(place: Remote) -> bool:
 
 def abort_uploads(folder: Remote) -> None:
     """Drop the uploads of objects in a prefix that were begun and never ended, where that is allowed."""
-    try:
+    with suppress(OSError):
         for page in _pages("list_multipart_uploads", folder):
             for upload in page.get("Uploads", []):
                 _call("abort_multipart_upload", Remote(folder.bucket, upload["Key"]), UploadId=upload["UploadId"])
-    except OSError:
-        return
 
 
 def gdal_options() -> dict[str, str]:
@@ -295,12 +295,9 @@ def _pages(method: str, folder: Remote, **arguments: Any) -> Iterator[dict[str, 
 
 
 def _put(
-    content: Path | bytes, place: Remote, metadata: dict[str, str], condition: dict[str, str], expect: Callable[[], None]
+    content: Path, place: Remote, metadata: dict[str, str], condition: dict[str, str], expect: Callable[[], None]
 ) -> None:  # fmt: skip
     """Put an object in one request, or a large one in parts that the last request makes an object, after `expect`."""
-    if isinstance(content, bytes):
-        _call("put_object", place, Body=content, Metadata=metadata, **condition)
-        return
     size = content.stat().st_size
     if size <= PART_BYTES:
         _call("put_object", place, Body=content.read_bytes(), Metadata=metadata, **condition)
@@ -320,7 +317,7 @@ def _put(
         expect()  # minutes may have passed
         _call("complete_multipart_upload", place, UploadId=upload, MultipartUpload={"Parts": parts}, **condition)
     except BaseException:
-        with _ignored():
+        with suppress(OSError):
             _call("abort_multipart_upload", place, UploadId=upload)
         raise
 
@@ -360,11 +357,3 @@ def _told(place: Remote) -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-@contextmanager
-def _ignored() -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        return

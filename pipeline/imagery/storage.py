@@ -414,10 +414,8 @@ def told(error: BaseException) -> str:
     return s3.told(" ".join(str(error).split()))
 
 
-def retried(
-    work: Callable[[], Result], places: Iterable[Place], *errors: type[Exception], afresh: Callable[[], object] = lambda: None
-) -> Result:
-    """What `work` returns; where it reads from a bucket and raises one of `errors`, `afresh` is called and it is tried again."""
+def retried(work: Callable[[], Result], places: Iterable[Place], *errors: type[Exception]) -> Result:
+    """What `work` returns; where it reads from a bucket and raises one of `errors`, it is tried again a few times."""
     waits = WAITS_S if any(isinstance(place, Remote) for place in places) else ()
     for wait_s in waits:
         try:
@@ -426,7 +424,6 @@ def retried(
             raise
         except errors:
             time.sleep(wait_s)
-            afresh()
     return work()
 
 

@@ -35,7 +35,7 @@ def read_vectors(path: Place) -> geopandas.GeoDataFrame:
     except Refused:
         raise
     except Exception as error:  # of pyogrio, pyarrow and GDAL, which share no base
-        raise Refused(f"{path}: cannot be read as a vector file ({' '.join(str(error).split())[:160]})") from None
+        raise Refused(f"{path}: cannot be read as a vector file ({storage.told(error)[:160]})") from None
 
 
 def _follows(path: Path) -> bool:

@@ -9,14 +9,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.models.bundle import Bundle
 from tests.faults.ordered import Faults
-from tests.jobs.test_segment_region import files_of, last_record, parts_of, segment
+from tests.jobs.test_faults import Stage
+from tests.jobs.test_segment_region import files_of, last_record, parts_of
 from tests.processes import alive, descendants, end_group, ray_head, ray_node, run, start, titled, wait_for
 from tests.toys import smooth_noise, write_scene
 
@@ -26,27 +27,14 @@ PLUGGED = os.geteuid() == 0 and shutil.which("ip") is not None
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A scene of nine shards, what an undisturbed run makes of it, and what goes wrong in the processes of both nodes."""
-
-    scene: Path
-    bundle: Bundle
-    expected: dict[str, bytes]
-    faults: Faults
-
-    def command(self, out: Path) -> list[object]:
-        return segment(self.scene, self.bundle, out, "--shard", 512)
-
-
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, exact_unet: Bundle, ray_cluster: dict[str, str]) -> Stage:
+    """A scene of nine shards; what goes wrong does so in the processes of both nodes."""
     folder = tmp_path_factory.mktemp("nodes")
-    whole = Stage(
-        write_scene(folder / "scene.tif", smooth_noise(60, (3, 1400, 1300))), exact_unet, {}, Faults(tmp_path_factory.mktemp("faults"))
-    )
+    scene = write_scene(folder / "scene.tif", smooth_noise(60, (3, 1400, 1300)))
+    whole = Stage(scene, exact_unet, {}, Faults(tmp_path_factory.mktemp("faults")), ray_cluster)
     assert run(whole.command(folder / "out"), **ray_cluster).returncode == 0
-    return Stage(whole.scene, exact_unet, files_of(folder / "out"), whole.faults)
+    return replace(whole, expected=files_of(folder / "out"))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import rasterio
 from pipeline.models.bundle import Bundle
 from tests.faults.ordered import Faults
 from tests.jobs.test_segment_region import files_of, last_record, parts_of, read_mask, segment
-from tests.processes import RAY, alive, descendants, end_group, ray_head, run, start, submit, titled, wait_for
+from tests.processes import RAY, alive, all_ended, descendants, end_group, ray_head, run, start, submit, titled, wait_for
 from tests.toys import smooth_noise, write_scene
 
 SHARDS = 9
@@ -203,11 +203,7 @@ def test_two_drivers_on_one_out(stage: Stage, tmp_path: Path):
     """Each with a Ray of its own, and different numbers of workers and batches, which may differ."""
     stage.faults.order({"every shard": {"sleep": 0.3}, "publish": {"sleep": 2.0}})
     jobs = [start(stage.command(tmp_path, *more), **stage.faults.environment) for more in ([], ["--workers", 1, "--batch", 2])]
-    try:
-        said = [job.communicate(timeout=280) for job in jobs]
-    finally:
-        for job in jobs:
-            end_group(job)
+    said = all_ended(jobs)
     assert [job.returncode for job in jobs] == [0, 0], said
     losers = [out for out, _ in said if "another run finished this scene first" in out or "were done already" in out]
     assert len(losers) == 1, said
@@ -220,11 +216,7 @@ def test_the_same_job_submitted_twice_at_once(stage: Stage, tmp_path: Path):
     stage.faults.order({"every shard": {"sleep": 0.3}})
     command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *stage.command(tmp_path, "--workers", 1)[1:]]
     jobs = [start(command, **stage.cluster) for _ in range(2)]
-    try:
-        said = [job.communicate(timeout=280) for job in jobs]
-    finally:
-        for job in jobs:
-            end_group(job)
+    said = all_ended(jobs)
     assert [job.returncode for job in jobs] == [0, 0], said
     assert len([out for out, _ in said if "another run finished this scene first" in out]) == 1, said
     assert stage.same(tmp_path) and not temporaries(tmp_path)

@@ -12,11 +12,11 @@ import pytest
 import rasterio
 
 from pipeline.models.bundle import Bundle
-from tests.processes import alive, descendants, end_group, job_command, run, start, wait_for
+from tests.jobs.conftest import BLOCKS
+from tests.processes import alive, all_ended, descendants, end_group, job_command, run, start, wait_for
 from tests.servers import Fault, Store, all_objects, put_bytes, put_file
 from tests.toys import smooth_noise, write_scene
 
-BLOCKS = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
 TROUBLE = [
     Fault(503, every=7),
     Fault("reset", every=11),
@@ -25,18 +25,6 @@ TROUBLE = [
     Fault("lose", method="PUT", every=4),
     Fault("delay", every=6, seconds=0.2),
 ]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four shards of 1024 px, nine of 512."""
-    return write_scene(tmp_path_factory.mktemp("scene") / "scene.tif", smooth_noise(20, (3, 1400, 1300)), **BLOCKS)
-
-
-@pytest.fixture(scope="module")
-def slow(make_bundle) -> Bundle:
-    """A U-Net that needs seconds for a shard, so that there is time to kill what runs it."""
-    return make_bundle("unet", bands=3, classes=5, exact=True, width=32, depth=3)
 
 
 @pytest.fixture
@@ -121,11 +109,7 @@ def test_a_killed_driver_is_finished_by_the_next_and_two_at_once_agree(store: St
     assert 3 <= len(done) < 9 and not any(key.endswith("mask.tif") for key in results(store, bucket, "killed"))
     store.fail(*TROUBLE)
     both = [start(segment(bucket, slow.path, "killed", "--workers", 1), **store.environment) for _ in range(2)]
-    try:
-        told = [process.communicate(timeout=280) for process in both]
-    finally:
-        for process in both:
-            end_group(process)
+    told = all_ended(both)
     assert [process.returncode for process in both] == [0, 0], told
     assert results(store, bucket, "killed") == expected
 
