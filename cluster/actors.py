@@ -33,8 +33,8 @@ class Worker:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said once, in the plan's notes
         self.segmenter = Segmenter(self.bundle, self.device)
 
-    def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
-        return self.segmenter.segment(plan, shard, ledger, accept_partial)
+    def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool, attempt: int) -> ShardResult:
+        return self.segmenter.segment(plan, shard, ledger, accept_partial, attempt)
 
     def publish(self, plan: Plan, ledger: SceneLedger, run_id: str, accept_partial: bool) -> Published:
         return publish_scene(ledger, plan, self.segmenter.bundle, run_id, accept_partial=accept_partial)

@@ -29,7 +29,13 @@ class Task:
     arguments: tuple[Any, ...]
     about: Any = None  # the caller's own; comes back with the outcome
     size: int = 1  # how much work it is, against the others
+    counted: bool = False  # the method's last argument is the number of the attempt
     attempts: int = 0
+
+    def send(self, handle: Any) -> Any:
+        """Begin it once more; returns the reference of the answer."""
+        self.attempts += 1
+        return getattr(handle, self.method).remote(*self.arguments, *([self.attempts] if self.counted else []))
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,11 @@ class _Actor:
 
 
 def dispatch(
-    work: deque[Task], handles: Sequence[Any], *, deadline_s: Callable[[Task], float], tick: Callable[[float], None] = lambda _: None
+    work: deque[Task], handles: Sequence[Any], *, deadline_s: Callable[[Task], float], tick: Callable[[], None] = lambda: None
 ) -> Iterator[Outcome]:  # fmt: skip
     """Run the tasks in `work` and yield their outcomes as they come; the caller may add to `work` meanwhile.
 
-    `tick` is called every second or more often, with the seconds since an actor was last known to be up; `deadline_s` says
-    how long a task may take.
+    `tick` is called every second or more often; `deadline_s` says how long a task may take.
 
     A task whose actor dies, that runs past its deadline, or that raises, is begun again, up to 3 times in all: the second
     time alone in an actor, the last time when nothing else is left, so that trouble which passes has passed. One that raises
@@ -79,7 +84,7 @@ def dispatch(
     alive_at = time.monotonic()
     while work or suspects or any(actor.flying for actor in actors):
         now = time.monotonic()
-        tick(now - alive_at)
+        tick()
         for actor in actors:
             _ask(actor, now)
             _load(actor, actors, work, suspects, now)
@@ -117,10 +122,9 @@ def _load(actor: _Actor, actors: Sequence[_Actor], work: deque[Task], suspects: 
             task = work.popleft()
         else:
             return
-        task.attempts += 1
         if not actor.flying:
             actor.head_since = now
-        actor.flying[getattr(actor.handle, task.method).remote(*task.arguments)] = task
+        actor.flying[task.send(actor.handle)] = task
 
 
 def _suspect(suspects: deque[Task], work: deque[Task]) -> Task | None:

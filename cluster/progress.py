@@ -8,7 +8,6 @@ from typing import TextIO
 
 BAR_EVERY_S, LINE_EVERY_S = 0.2, 5.0
 BAR_WIDTH = 30
-SILENT_S = 30.0  # longer than a worker takes to start again
 
 
 class Progress:
@@ -18,22 +17,13 @@ class Progress:
         self.shards, self.pixels, self.stream = shards, pixels, stream
         self.done_shards = self.done_pixels = 0
         self.began = self.written = time.monotonic()
-        self.bar, self.ended, self.warned = stream.isatty(), shards == 0, False
+        self.bar, self.ended = stream.isatty(), shards == 0
 
     def add(self, pixels: int) -> None:
         """One more shard of that many pixels is done."""
         self.done_shards += 1
         self.done_pixels += pixels
         self.tick()
-
-    def silence(self, seconds: float) -> None:
-        """Say, once, that no worker has answered for so long: where Ray is gone, it ends this process without a word of ours."""
-        if seconds > SILENT_S and self.done_shards and not self.warned:
-            self.warned = True
-            self.stream.write(
-                "\n" * self.bar + "no worker answers: if Ray is gone, start the same command again to finish what is missing\n"
-            )
-            self.stream.flush()
 
     def tick(self) -> None:
         """Write, if it is time to."""

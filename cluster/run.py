@@ -31,7 +31,7 @@ from cluster.scenes import (
     planned_before,
     worker_budget,
 )
-from cluster.session import check_paths, find_device, ray_session
+from cluster.session import Head, check_paths, find_device, ray_session
 from pipeline.errors import Refused
 from pipeline.geometry.windows import largest_first
 from pipeline.imagery.raster import Scene
@@ -114,7 +114,8 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
 
     for number, work in enumerate(works):
         for shard in largest_first(work.missing):
-            queue.append(Task("segment", (plans[number], shard, work.ledger, accept_partial), (number, shard), shard.pixels))
+            arguments = (plans[number], shard, work.ledger, accept_partial)
+            queue.append(Task("segment", arguments, (number, shard), shard.pixels, counted=True))
         if not work.missing:
             queue.append(publication(number))
     progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))
@@ -124,9 +125,11 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
         number, shard = task.about
         return deadlines.of_shard(shard.pixels) if shard else deadlines.of_publication(works[number].plan.region.window.pixels)
 
-    def tick(silent_s: float) -> None:
-        progress.silence(silent_s)
+    head = Head()
+
+    def tick() -> None:
         progress.tick()
+        head.check()
 
     for outcome in dispatch(queue, actors, deadline_s=deadline_s, tick=tick):
         number, shard = outcome.task.about

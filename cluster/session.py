@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.models.engine import choose_device, describe_device
 OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
 START_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
+HEAD_EVERY_S = 5.0
+RECONNECT, RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0  # how Ray spells it, and its default
 
 
 @contextmanager
@@ -55,13 +58,45 @@ def ray_session() -> Iterator[list[Node]]:
 
 def _check_answers(address: str) -> None:
     """Raise Refused where nothing listens at `host:port`: Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # local or auto
+    if not _names_host(address):
         return
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        _connect(address)
     except OSError as error:
         raise Refused(f"cannot join Ray at {address}: {error.strerror or error}; check RAY_ADDRESS, or unset it") from None
+
+
+def _names_host(address: str) -> bool:
+    return address.rpartition(":")[2].isdigit()  # not local or auto
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
+class Head:
+    """The head of the Ray that was joined. Ray ends a driver without a word once its head has not answered for so many seconds
+    as RECONNECT says; a driver that looks for itself ends before, and says why."""
+
+    def __init__(self) -> None:
+        self._address = address if _names_host(address := ray_address()) else ray.get_runtime_context().gcs_address
+        self._patience_s = 0.75 * float(os.environ.get(RECONNECT, RECONNECT_S))
+        self._answered = self._asked = time.monotonic()
+
+    def check(self) -> None:
+        """Ask it, if that is due. Raises RuntimeError where it has not answered for too long."""
+        now = time.monotonic()
+        if now - self._asked < HEAD_EVERY_S:
+            return
+        self._asked = now
+        try:
+            _connect(self._address)
+            self._answered = now
+        except OSError as error:
+            if (silent_s := now - self._answered) > self._patience_s:
+                reason = error.strerror or error
+                raise RuntimeError(f"Ray's head at {self._address} has not answered for {silent_s:.0f} s ({reason})") from None
 
 
 def find_device(nodes: Sequence[Node]) -> Device:

@@ -69,14 +69,17 @@ class ShardResult:
 
 
 def segment_shard(
-    shard: Window, plan: Plan, reader: SceneReader, engine: Engine, scaling: Scaling, part: Path, turn: Lock
+    shard: Window, plan: Plan, reader: SceneReader, engine: Engine, scaling: Scaling, part: Path, turn: Lock, attempt: int = 1
 ) -> ShardResult:  # fmt: skip
     """Segment a shard and write its part to the path `part`.
+
+    From attempt to attempt the batch is halved: memory may be what ended the one before, and whoever kills for it says nothing.
 
     One shard at a time has the device, by `turn`; the next one has read its first tiles meanwhile, and the one before
     writes its last. Windows that cannot be read or inferred are nodata in the part, and named in the result.
     """
     stages, failed, batch = Stages(), list[FailedWindow](), 0
+    size = max(1, plan.batch >> (attempt - 1))
     strips = Strips(shard, layer_count(plan.layers, plan.classes), NODATA)
     rows = plan.tile_rows(shard)
     with ThreadPoolExecutor(1) as reading, PartWriter(part, shard, plan, stages) as writer:
@@ -91,7 +94,7 @@ def segment_shard(
                     with stages("wait"):
                         inputs = [next(ahead) for _ in group]
                     with stages("device"):
-                        finish = _begin(group, inputs, plan, engine, scaling, strips, failed)
+                        finish = _begin(group, inputs, size, engine, scaling, strips, failed)
                     flying.append(partial(_end, finish, stages))
                     if len(flying) > 1:
                         flying.popleft()()
@@ -148,10 +151,10 @@ def _read_tile(tile: Tile, plan: Plan, reader: SceneReader) -> _TileInput:
 
 
 def _begin(
-    group: Sequence[Tile], inputs: Sequence[_TileInput], plan: Plan, engine: Engine, scaling: Scaling, strips: Strips,
+    group: Sequence[Tile], inputs: Sequence[_TileInput], size: int, engine: Engine, scaling: Scaling, strips: Strips,
     failed: list[FailedWindow],
 ) -> Callable[[], None]:  # fmt: skip
-    """Start a batch of tiles; the function that is returned pastes their cores, in place, and adds what failed to `failed`.
+    """Start tiles, `size` at once; the function that is returned pastes their cores, in place, and adds what failed to `failed`.
 
     Tiles with nothing to infer stay nodata.
     """
@@ -161,7 +164,7 @@ def _begin(
         return lambda: None
     cores = [tile.core.relative_to(tile.read) for tile, _ in work]
     try:
-        finish = engine.begin([read.pixels for _, read in work if read.pixels], cores, scaling, plan.batch)
+        finish = engine.begin([read.pixels for _, read in work if read.pixels], cores, scaling, size)
     except Unreadable as error:
         failed += [FailedWindow(*tile.core, str(error)) for tile, _ in work]
         return lambda: None
@@ -201,7 +204,7 @@ class Segmenter:
         self._idle: list[SceneReader] = []  # the one that was used last comes last
         self._turn, self._lock = threading.Lock(), threading.Lock()
 
-    def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool) -> ShardResult:
+    def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool, attempt: int = 1) -> ShardResult:
         """Segment a shard and publish its part in the ledger; for two threads at once, so that the device does not wait.
 
         Raises Unreadable where the scene cannot be opened any more, or changed: before, so that no time is lost on it, or
@@ -209,19 +212,19 @@ class Segmenter:
         """
         check_unchanged(plan.scene)
         with storage.discarded(ledger.temporary(plan.shard_name(shard))) as part:
-            result = self.write_part(plan, shard, ledger.out, part)
+            result = self.write_part(plan, shard, ledger.out, part, attempt)
             check_unchanged(plan.scene)
             ledger.publish_part(result.shard, part, partial=bool(result.failed) and not accept_partial)
         return result
 
-    def write_part(self, plan: Plan, shard: Window, out: str | Place, part: Path) -> ShardResult:
+    def write_part(self, plan: Plan, shard: Window, out: str | Place, part: Path, attempt: int = 1) -> ShardResult:
         """Segment a shard and write its part; `out` is where the data set lies."""
         if plan.model_id != self.bundle.model_id:
             raise Refused(f"{self.bundle.path}: is not the model that this was planned with: put the same bundle on every node")
         torch.set_num_threads(plan.threads)
         engine = self.engine(plan, out)
         with self._reader(plan.scene) as reader:
-            return segment_shard(shard, plan, reader, engine, plan.scaling(self.bundle), part, self._turn)
+            return segment_shard(shard, plan, reader, engine, plan.scaling(self.bundle), part, self._turn, attempt)
 
     def engine(self, plan: Plan, out: str | Place) -> Engine:
         """The engine of a plan, built when it is first asked for, while no network runs here: to fold its BatchNorm torch.fx

@@ -88,7 +88,7 @@ def scale_dispatch() -> None:
         actors = [ray.remote(Pretend).options(num_cpus=0.01).remote() for _ in range(PRETEND)]
         ray.get([actor.ready.remote() for actor in actors])
         plan = ray.put({"scene": "x" * 4000})
-        queue = deque(Task("segment", (plan, Window(0, number, 512, 512), "ledger", False)) for number in range(SHARDS))
+        queue = deque(Task("segment", (plan, Window(0, number, 512, 512), "ledger", False), counted=True) for number in range(SHARDS))
         began = time.perf_counter()
         done = sum(outcome.failure is None for outcome in dispatch(queue, actors, deadline_s=lambda _: 600.0))
         seconds = time.perf_counter() - began

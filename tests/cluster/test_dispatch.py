@@ -51,6 +51,12 @@ class Toy:
             os._exit(1)
         return "survived"
 
+    def third_time(self, attempt: int) -> int:
+        """End the process but at the third attempt."""
+        if attempt < ATTEMPTS:
+            os._exit(1)
+        return attempt
+
     def hang(self, seconds: float) -> None:
         time.sleep(seconds)
 
@@ -90,6 +96,11 @@ def test_poison_is_quarantined_and_takes_nothing_along(actors: list[Any], tmp_pa
     assert len((tmp_path / "poison").read_text()) == ATTEMPTS
     assert found["once"].result == "survived"
     assert [found[number].result for number in range(20)] == [number**2 for number in range(20)]
+
+
+def test_a_counted_task_is_told_which_attempt_it_is(actors: list[Any]):
+    found = outcomes([Task("third_time", (), "counted", counted=True)], actors)
+    assert found["counted"].result == ATTEMPTS == found["counted"].task.attempts
 
 
 def test_a_task_past_its_deadline_is_killed_and_tried_again(actors: list[Any]):

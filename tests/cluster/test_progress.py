@@ -46,18 +46,6 @@ def test_before_the_first_shard_the_time_is_unknown(time_passes: list[float]):
     assert log.getvalue() == "progress 0/2 shards, 0.00 MPix/s, unknown time left\n"
 
 
-def test_silence_is_told_once_and_not_before_the_first_shard():
-    log = io.StringIO()
-    progress = Progress(2, 100, log)
-    progress.silence(100.0)
-    assert log.getvalue() == ""
-    progress.add(50)
-    for seconds in (1.0, 31.0, 32.0):
-        progress.silence(seconds)
-    (line,) = log.getvalue().splitlines()
-    assert line.startswith("no worker answers") and line.endswith("start the same command again to finish what is missing")
-
-
 def test_a_terminal_gets_a_bar(time_passes: list[float]):
     terminal = Terminal()
     progress = Progress(2, 100, terminal)

@@ -13,10 +13,14 @@ import torch
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery.catalogue import find_sources
+from pipeline.imagery.raster import open_scene
+from pipeline.imagery.region import Region
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.plan import Settings
+from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
 from pipeline.inference.segment import Segmenter, prefetched, segment_scene
 from pipeline.models.bundle import Bundle
+from pipeline.models.choice import REFERENCE
+from pipeline.models.engine import describe_device
 from tests.results.scenes import plan_of
 from tests.toys import smooth_noise, write_scene
 
@@ -214,20 +218,27 @@ def test_segment_scene_refuses_by_name(unet: Bundle, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.tif"]
 
 
-def test_one_shard_has_the_device_while_the_next_is_read(exact_unet: Bundle, tmp_path: Path):
-    from pipeline.imagery.catalogue import find_sources
-    from pipeline.imagery.raster import open_scene
-    from pipeline.imagery.region import Region
-    from pipeline.inference.plan import GIB, Resources, make_plan
-    from pipeline.inference.segment import Segmenter
-    from pipeline.models.choice import REFERENCE
-    from pipeline.models.engine import describe_device
-
-    path = write_scene(tmp_path / "scene.tif", smooth_noise(30, (3, 512, 1536)))
-    scene = open_scene(find_sources([str(path)])[0], exact_unet.bands)
+def plan_of_batches(path: Path, bundle: Bundle, batch: int) -> Plan:
+    """Shards of 512 px, tiles of 256."""
+    scene = open_scene(find_sources([str(path)])[0], bundle.bands)
     settings, resources = Settings(precision="fp32", shard=512, tile=256), Resources(describe_device("cpu"), 8 * GIB)
-    plan = make_plan(scene, Region(scene.grid.window), exact_unet, settings, batch=2, choice=REFERENCE, resources=resources)
-    segmenter = Segmenter(exact_unet.path, "cpu")
+    return make_plan(scene, Region(scene.grid.window), bundle, settings, batch=batch, choice=REFERENCE, resources=resources)
+
+
+def test_each_attempt_at_a_shard_has_half_the_batch_of_the_one_before(exact_unet: Bundle, tmp_path: Path):
+    path = write_scene(tmp_path / "scene.tif", smooth_noise(32, (3, 512, 512)))
+    plan = plan_of_batches(path, exact_unet, 5)
+    batches, parts = [], set()
+    for attempt in (1, 2, 3, 4):
+        segmenter = Segmenter(exact_unet.path, "cpu")
+        batches.append(segmenter.write_part(plan, plan.shards()[0], tmp_path, tmp_path / "part", attempt).batch)
+        parts.add((tmp_path / "part").read_bytes())
+    assert batches == [5, 2, 1, 1] and len(parts) == 1
+
+
+def test_one_shard_has_the_device_while_the_next_is_read(exact_unet: Bundle, tmp_path: Path):
+    path = write_scene(tmp_path / "scene.tif", smooth_noise(30, (3, 512, 1536)))
+    plan, segmenter = plan_of_batches(path, exact_unet, 2), Segmenter(exact_unet.path, "cpu")
     with ThreadPoolExecutor(2) as pool:
         results = list(
             pool.map(lambda shard: segmenter.write_part(plan, shard, tmp_path, tmp_path / plan.shard_name(shard)), plan.shards())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -150,7 +151,7 @@ def test_a_submitted_job_is_stopped(stage: Stage, tmp_path: Path):
 
 
 def test_the_head_is_killed(stage: Stage, tmp_path: Path):
-    """All of Ray on that machine dies at once. The driver that is left publishes nothing more, and ends."""
+    """All of Ray on that machine dies at once. The driver that is left publishes nothing more, ends before Ray ends it, and says why."""
     stage.faults.order(SLOW)
     with ray_head(**stage.faults.environment) as environment:
         job = start(stage.command(tmp_path), **environment, **stage.faults.environment)
@@ -164,8 +165,9 @@ def test_the_head_is_killed(stage: Stage, tmp_path: Path):
             print(f"the driver ended after {time.monotonic() - began:.0f} s with {job.returncode}:\n{out}\n{err}")
         finally:
             end_group(job)
-    assert job.returncode not in (0, 3)
-    assert "no worker answers: if Ray is gone, start the same command again" in err
+    assert job.returncode == 1
+    assert re.search(r"error: Ray's head at \S+ has not answered for \d+ s .*; start the same command again", err.splitlines()[-1]), err
+    assert last_record(tmp_path)["outcome"] == "error" and "head" in last_record(tmp_path)["reason"]
     assert parts_of(tmp_path) == left and not finals(tmp_path)
     stage.finish(tmp_path)
 
