@@ -49,12 +49,13 @@ def place_of(text: str | os.PathLike[str] | Place) -> Place:
         if not remote.bucket:
             raise Refused(f"{name}: names no bucket: write s3://BUCKET/KEY")
         return remote
-    if name.startswith("/vsi"):
-        raise Refused(f"{name}: GDAL's virtual file systems are not taken: give a path or s3://BUCKET/KEY")
     name = name.removeprefix("file://")
     if "://" in name:
         raise Refused(f"{name}: {name.split('://')[0]}:// is not supported: copy it to a local path or to s3://")
-    return Path(os.path.abspath(os.path.expanduser(name)))
+    path = os.path.abspath(os.path.expanduser(name))
+    if path.startswith("/vsi"):
+        raise Refused(f"{name}: GDAL's virtual file systems are not taken: give a path or s3://BUCKET/KEY")
+    return Path(path)
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:

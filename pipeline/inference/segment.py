@@ -295,13 +295,15 @@ class LocalRun:
     def segment(self, plan: Plan, target: Path, folder: Path) -> Segmented:
         """Segment a scene to the COG `target`, and its other layers beside it, `<stem>.<layer>.tif`.
 
-        `folder`, on the same disk, is for parts and for what scenes of a run share.
+        `folder`, on the same disk, is for parts and for what scenes of a run share. Raises Unreadable where the scene changed
+        while it was read.
         """
         self.choice.keep(folder / QUANTISED)
         self._segmenters = self._segmenters or [Segmenter(self.bundle.path, self.kind) for _ in range(self.streams)]
         parts = [(shard, folder / f"{plan.shard_name(shard)}.part") for shard in plan.shards()]
         try:
             results = share_shards(plan, self._segmenters, folder)
+            check_unchanged(plan.scene)
             failed = [window for result in results for window in result.failed]
             if failed:
                 files = {"mask": target.with_name(f"{target.stem}.partial.tif")}

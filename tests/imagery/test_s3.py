@@ -56,7 +56,8 @@ def test_places():
     assert storage.gdal_name(place) == "/vsis3/bucket/a/b.tar.gz" and storage.of_gdal("/vsis3/bucket/a/b.tar.gz") == place
     with pytest.raises(TypeError):
         Path(place)  # type: ignore[arg-type]
-    for wrong in ("s3://", "s3:///key", "gs://bucket/key", "https://host/file.tif", "/vsis3/bucket/key", "/vsicurl/http://host/x"):
+    virtual = ("/vsis3/bucket/key", "/vsicurl/http://host/x", "/a/../vsicurl/http://host/x", "file:///vsizip/x.zip")
+    for wrong in ("s3://", "s3:///key", "gs://bucket/key", "https://host/file.tif", *virtual):
         with pytest.raises(Refused, match=r"names no bucket|is not supported|virtual file systems"):
             storage.place_of(wrong)
     with pytest.raises(Refused, match="must be a local path"):

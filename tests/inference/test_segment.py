@@ -280,6 +280,22 @@ def test_a_shard_of_an_input_that_changed_is_not_published(exact_unet: Bundle, t
     assert ledger.missing(plan) == plan.shards() and not list(ledger.folder.glob("*")) and not list(ledger.folder.glob(".*"))
 
 
+def test_a_scene_that_changes_in_a_run_without_ray_is_not_written(exact_unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_scene(tmp_path / "scene.tif", smooth_noise(33, (3, 300, 200)))
+    honest = Segmenter.write_part
+
+    def changed(*arguments: object) -> object:
+        try:
+            return honest(*arguments)
+        finally:
+            os.utime(path)
+
+    monkeypatch.setattr(Segmenter, "write_part", changed)
+    with pytest.raises(Unreadable, match="changed while it was read"):
+        segment_scene(path, exact_unet.path, tmp_path / "out" / "mask.tif", settings=Settings(precision="fp32"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == []
+
+
 def test_no_engine_is_built_while_a_network_runs(exact_unet: Bundle, tmp_path: Path):
     """torch.fx traces a network to fold its BatchNorm, and takes calls of other networks for parts of it."""
     path = write_scene(tmp_path / "scene.tif", smooth_noise(31, (3, 300, 200)))

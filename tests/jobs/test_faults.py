@@ -267,17 +267,28 @@ def input_id(results: Path) -> str:
 
 
 LOOK = """
-import sys, pathlib, json, rasterio, pyarrow.parquet as pq, hashlib
-seen = {}
+import hashlib, io, json, pathlib, sys
+import pyarrow.parquet as pq, rasterio
+from PIL import Image
 print("ready", flush=True)
-mask, table, stop = map(pathlib.Path, sys.argv[1:])
-looks = 0
+out, stop = map(pathlib.Path, sys.argv[1:])
+scene, looks, seen = out / "scenes" / "scene", 0, {}
+
+def see(what, input_id, content):
+    seen.setdefault(what + " " + input_id, set()).add(hashlib.sha256(content).hexdigest())
+
 while not stop.exists():
-    with rasterio.open(mask) as dataset:
-        seen.setdefault("mask " + dataset.tags()["INPUT_ID"], set()).add(hashlib.sha256(dataset.read()).hexdigest())
-    found = pq.read_table(table)
-    name = "table " + found["input_id"][0].as_py()
-    seen.setdefault(name, set()).add(hashlib.sha256(str(found.to_pylist()).encode()).hexdigest())
+    for layer in ("mask", "confidence"):
+        with rasterio.open(scene / (layer + ".tif")) as dataset:
+            see(layer, dataset.tags()["INPUT_ID"], dataset.read().tobytes())
+    table = pq.read_table(out / "results" / "areas" / "scene.parquet")
+    see("table", table["input_id"][0].as_py(), str(table.to_pylist()).encode())
+    item = (scene / "item.json").read_bytes()
+    see("item", json.loads(item)["properties"]["tilewright:input_id"], item)
+    picture = (scene / "quicklook.png").read_bytes()
+    with Image.open(io.BytesIO(picture)) as image:
+        image.load()
+        see("picture", image.text["input_id"], picture)
     looks += 1
 print(json.dumps({"looks": looks, "seen": {name: sorted(hashes) for name, hashes in seen.items()}}))
 """
@@ -290,10 +301,10 @@ def test_a_reader_while_a_scene_is_replaced(stage: Stage, tmp_path: Path):
     scene = Path(shutil.copy2(stage.scene, tmp_path / "scene.tif"))
     out, results = tmp_path / "out", tmp_path / "out" / "scenes" / "scene"
     stage.faults.order({})
-    command = segment(scene, stage.bundle, out)
+    command = segment(scene, stage.bundle, out, "--save", "mask,confidence")
     assert run(command, **stage.cluster).returncode == 0
     before = input_id(results)
-    reader = start([sys.executable, "-c", LOOK, results / "mask.tif", out / "results" / "areas" / "scene.parquet", tmp_path / "stop"])
+    reader = start([sys.executable, "-c", LOOK, out, tmp_path / "stop"])
     try:
         assert reader.stdout and reader.stdout.readline() == "ready\n"
         write_scene(scene, smooth_noise(52, (3, 1400, 1300)))
@@ -306,7 +317,8 @@ def test_a_reader_while_a_scene_is_replaced(stage: Stage, tmp_path: Path):
     answer = json.loads(said)
     after = input_id(results)
     assert after != before and answer["looks"] > 20
-    assert set(answer["seen"]) == {f"{what} {version}" for what in ("mask", "table") for version in (before, after)}
+    files = ("mask", "confidence", "table", "item", "picture")
+    assert set(answer["seen"]) == {f"{what} {version}" for what in files for version in (before, after)}
     assert all(len(hashes) == 1 for hashes in answer["seen"].values())
 
 

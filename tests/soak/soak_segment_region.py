@@ -5,6 +5,7 @@
 A round starts the job on an OUT of its own, lets a few things go wrong at random moments, and then starts it undisturbed
 until it is done. A round follows from the seed and its number, so `--seed 1 --first 17 --rounds 1` plays round 17 again, save for
 what the machine does. Most rounds join one Ray that stays up; every fifth has an embedded one, and so a new one at each start.
+Every third has its OUT in a bucket, whose store fails, too.
 """
 
 from __future__ import annotations
@@ -18,24 +19,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from pipeline.imagery.storage import Remote
 from pipeline.models.random_bundle import save_random_bundle
 from tests.faults.ordered import Faults
 from tests.processes import alive, descendants, end_group, job_command, ray_head, start, titled
+from tests.servers import Fault, Store, all_objects, object_store, put_bytes
 from tests.toys import smooth_noise, write_scene
 
 SHARDS = [f"r{row:05d}c{col:05d}" for row in range(3) for col in range(3)]
-EMBEDDED_EVERY = 5
+EMBEDDED_EVERY, BUCKET_EVERY = 5, 3
 STARTS = 4  # undisturbed, until a round must be done; quarantined shards need a second one
 PATIENCE_S = 240.0
 ACTOR_S = 5.0  # after an actor is there, until it is killed
 ENDINGS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 DEADLINES = {"LEAST_S": 10.0, "HOUR_S": 40.0, "TIMES": 1}
+STORE_FAULTS = (500, 503, 429, "reset", "truncate", "lose", "delay")
+LAST_WORDS = "masks, pictures and STAC items are in"
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,23 @@ class Soak:
 
     folder: Path
     faults: Faults
+    store: Store
     cluster: dict[str, str]
     usual_s: float = 10.0  # what an undisturbed run takes
 
-    def command(self, out: Path) -> list[object]:
+    def command(self, out: object) -> list[object]:
         return job_command(
             "segment_region", self.folder / "scene.tif", "--model", self.folder / "model", "--output", out,
             "--precision", "fp32", "--shard", 512, "--save", "mask,confidence",
         )  # fmt: skip
 
-    def begin(self, out: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    def begin(self, out: object, environment: dict[str, str]) -> subprocess.Popen[str]:
         return start(self.command(out), **environment)
+
+    def order(self, inside: dict[str, Any], *of_store: Fault) -> None:
+        """From now on this goes wrong, in the processes of a run and in the store, and nothing else."""
+        self.faults.order(inside)
+        self.store.fail(*of_store)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,14 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults = Faults(folder / "faults")
         write_scene(folder / "scene.tif", smooth_noise(options.seed, (3, 1100, 1070)))
         save_random_bundle(folder / "model", architecture="unet", arguments={"width": 4, "depth": 2}, bands=3, classes=4, seed=options.seed)
-        with ray_head(**faults.environment) as cluster:
-            soak = Soak(folder, faults, cluster | faults.environment)
-            faults.order({})
+        with object_store() as store, ray_head(**faults.environment, **store.environment) as cluster:
+            soak = Soak(folder, faults, store, cluster | faults.environment | store.environment)
+            soak.order({})
             finish(soak, folder / "cold", soak.cluster)
             began = time.monotonic()
             finish(soak, folder / "undisturbed", soak.cluster)
-            soak = Soak(folder, faults, soak.cluster, time.monotonic() - began)
-            expected = files_of(folder / "undisturbed")
+            soak = replace(soak, usual_s=time.monotonic() - began)
+            expected = files_of(soak, folder / "undisturbed")
             print(f"seed {options.seed}: an undisturbed run takes {soak.usual_s:.0f} s", flush=True)
             for number in range(options.first, options.first + options.rounds):
                 bad += not play(soak, options.seed, number, expected)
@@ -89,33 +100,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def play(soak: Soak, seed: int, number: int, expected: dict[str, bytes]) -> bool:
     """One round. Returns whether it ended as it must, and prints what went wrong on purpose and what came of it."""
     chance, began = random.Random(f"{seed} {number}"), time.monotonic()
-    out = soak.folder / f"round-{number}"
-    embedded = number % EMBEDDED_EVERY == 0
-    environment = soak.faults.environment if embedded else soak.cluster
-    told = ["embedded"] if embedded else []
+    out: Path | Remote = soak.folder / f"round-{number}"
+    environment, told = soak.cluster, list[str]()
+    if number % EMBEDDED_EVERY == 0:
+        environment = soak.faults.environment | soak.store.environment
+        told.append("embedded")
+    if number % BUCKET_EVERY == 0:
+        out = Remote.parse(put_bytes(soak.store, b"", f"soak-{number}/exists")).parent / "out"
+        told.append("bucket")
     try:
         for _ in range(chance.randint(1, 3)):
             told += disturb(soak, chance, out, environment)
             if told[-1] == "exit 0":
                 break
-        soak.faults.order({})
+        soak.order({})
         told.append(f"finished by start {finish(soak, out, environment)}")
-        wrong = differences(files_of(out), expected)
+        wrong = differences(files_of(soak, out), expected)
     except AssertionError as error:
         wrong = [str(error)]
     print(f"round {number}: {'; '.join(told)} ({time.monotonic() - began:.0f} s): {'; '.join(wrong) or 'same bytes'}", flush=True)
     return not wrong
 
 
-def disturb(soak: Soak, chance: random.Random, out: Path, environment: dict[str, str]) -> list[str]:
+def disturb(soak: Soak, chance: random.Random, out: Path | Remote, environment: dict[str, str]) -> list[str]:
     """Start the job and let something go wrong; returns what. It may end of itself, be ended, or have another one beside it."""
-    orders = ordered(chance)
-    soak.faults.order(orders)
+    orders, of_store = ordered(chance), ordered_of_store(chance) if isinstance(out, Remote) else []
+    soak.order(orders, *of_store)
     jobs = [soak.begin(out, environment) for _ in range(chance.choice((1, 1, 1, 2)))]
     top = [int(environment["HEAD_PID"])] if "HEAD_PID" in environment else [job.pid for job in jobs]
-    told = [
-        f"{len(jobs)} driver(s), {', '.join(f'{how} at {where}' for where, how in orders.items() if where != 'deadlines') or 'no fault'}"
-    ]
+    faults = [f"{how} at {where}" for where, how in orders.items() if where != "deadlines"]
+    faults += [f"{fault.kind} every {fault.every} requests" for fault in of_store]
+    told = [f"{len(jobs)} driver(s), {', '.join(faults) or 'no fault'}"]
     try:
         for _ in range(chance.randint(0, 4)):
             pause(jobs, soak.usual_s, until=lambda: workers(top))
@@ -162,18 +177,30 @@ def ordered(chance: random.Random) -> dict[str, Any]:
     return orders | {"deadlines": DEADLINES}
 
 
+def ordered_of_store(chance: random.Random) -> list[Fault]:
+    """What the store does wrong, if anything."""
+    kinds = chance.sample(STORE_FAULTS, chance.choice((0, 1, 2, 3)))
+    return [Fault(kind, "PUT|POST" if kind == "lose" else ".*", every=chance.randint(7, 23), seconds=0.5) for kind in kinds]
+
+
 def ended(job: subprocess.Popen[str]) -> int:
-    """The exit code of a job. Raises AssertionError, with what it said last, where it hangs or dies with a traceback."""
+    """The exit code of a job. Raises AssertionError, with what it said last, where it hangs or dies with a traceback.
+
+    SIGTERM may end Python itself before a job has said anything, and after its last words.
+    """
     try:
         said, error = job.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         raise AssertionError(f"hangs for {PATIENCE_S:.0f} s") from None
-    if "Traceback" in said + error or job.returncode not in (0, 1, 3, -signal.SIGKILL, -signal.SIGTERM):  # the last: as Python ends
+    ends = [0, 1, 3, -signal.SIGKILL]
+    if not said + error or LAST_WORDS in said:
+        ends.append(-signal.SIGTERM)
+    if "Traceback" in said + error or job.returncode not in ends:
         raise AssertionError(f"exit {job.returncode}: {' '.join(error.split())[-1500:]}")
     return job.returncode
 
 
-def finish(soak: Soak, out: Path, environment: dict[str, str]) -> int:
+def finish(soak: Soak, out: Path | Remote, environment: dict[str, str]) -> int:
     """Start the job until it is done; returns how often that was."""
     for number in range(1, STARTS + 1):
         job = soak.begin(out, environment)
@@ -185,9 +212,13 @@ def finish(soak: Soak, out: Path, environment: dict[str, str]) -> int:
     raise AssertionError(f"not done after {STARTS} undisturbed starts")
 
 
-def files_of(out: Path) -> dict[str, bytes]:
+def files_of(soak: Soak, out: Path | Remote) -> dict[str, bytes]:
     """All files of an OUT but run records, traces and manifests, which tell one run from another; temporary ones included."""
-    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    if isinstance(out, Remote):
+        objects = all_objects(soak.store, out.bucket).items()
+        files = {key.removeprefix("out/"): content for key, content in objects if key.startswith("out/")}
+    else:
+        files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     return {name: content for name, content in files.items() if not name.startswith(("runs/2", "traces")) and "manifest.json" not in name}
 
 
