@@ -40,7 +40,8 @@ FILES = {"model.json", WEIGHTS, SELFTEST}
 LONGEST_NAME, MOST_BANDS = 1000, 4096
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")  # a name, never a path
 COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
-PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo")
+PREDICTING_FIELDS = ("architecture", "arguments", "bands", "classes", "halo", "target")
+FAR = 0.05  # in standard deviations of a target: a value that is further off counts as another one
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,21 @@ class ClassEntry:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a regression network predicts, a number a pixel: `mean` plus `std` times its one output, in `unit` ("" where it has
+    none). `low` to `high` is where most values lie, for pictures."""
+
+    name: str
+    unit: str
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Tolerance:
-    """How far a device may stray from the stored fp32 logits on the self-test: in logits, and in share of classes."""
+    """How far a device may stray from the stored fp32 logits on the self-test: in logits, and in share of pixels that differ."""
 
     logits: float
     differing: float
@@ -62,7 +76,10 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What is known of a model. `halo` is what `--halo auto` means; `reach` says what is exact, or why nothing is."""
+    """What is known of a model. `halo` is what `--halo auto` means; `reach` says what is exact, or why nothing is.
+
+    It has classes, or, where it predicts a number a pixel, a `target` and none.
+    """
 
     architecture: str
     arguments: dict[str, Any]
@@ -72,6 +89,7 @@ class Bundle:
     halo: int
     activation_bytes_per_pixel: int
     tolerance: dict[str, Tolerance]
+    target: Target | None = None
     resolution_m: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +99,16 @@ class Bundle:
     model_id: str = ""
     weight_bytes: int = 0
 
+    @property
+    def outputs(self) -> int:
+        """Channels of the logits: one a class, or one for a target."""
+        return len(self.classes) or 1
+
     def network(self) -> nn.Module:
         """The network with the bundle's weights, in eval mode, fp32, on the CPU."""
         weights = read_tensors(Path(self.local), WEIGHTS)
         check_shapes(self, {name: tensor.shape for name, tensor in weights.items()})
-        network = build_network(self.architecture, len(self.bands), len(self.classes), **self.arguments)
+        network = build_network(self.architecture, len(self.bands), self.outputs, **self.arguments)
         network.load_state_dict(weights)
         return network
 
@@ -94,8 +117,8 @@ class Bundle:
         tensors = read_tensors(Path(self.local), SELFTEST)
         input_BCHW, logits_BKHW = (tensors.get(name, torch.empty(0)) for name in ("input_BCHW", "logits_BKHW"))
         size = tuple(input_BCHW.shape[-2:])
-        if (tuple(input_BCHW.shape), tuple(logits_BKHW.shape)) != ((1, len(self.bands), *size), (1, len(self.classes), *size)):
-            raise Refused(f"{self.path}: {SELFTEST} is no self-test of {len(self.bands)} bands and {len(self.classes)} classes")
+        if (tuple(input_BCHW.shape), tuple(logits_BKHW.shape)) != ((1, len(self.bands), *size), (1, self.outputs, *size)):
+            raise Refused(f"{self.path}: {SELFTEST} is no self-test of {len(self.bands)} bands and {self.outputs} outputs")
         return input_BCHW.float(), logits_BKHW.float()
 
     def notes_on(self, resolution_m: float | None) -> list[str]:
@@ -116,9 +139,9 @@ class Bundle:
 
 def save_bundle(
     folder: Place, network: nn.Module, *, architecture: str, arguments: Mapping[str, Any], bands: Sequence[Band],
-    classes: Sequence[ClassEntry], sample_CHW: torch.Tensor, halo: int | None = None, reach: Reach | None = None, **about: Any,
+    classes: Sequence[ClassEntry] | Target, sample_CHW: torch.Tensor, halo: int | None = None, reach: Reach | None = None, **about: Any,
 ) -> Bundle:  # fmt: skip
-    """Write a bundle and return it as loaded back.
+    """Write a bundle, of classes or in their place of a target, and return it as loaded back.
 
     `sample_CHW` is physical fp32 input, at least two strides high and wide, of which the self-test keeps a corner.
     `halo` is the measured one; without it the exact halo is used. `reach` is found where it is not known yet. `about` is
@@ -143,7 +166,7 @@ def save_bundle(
         "bands": [asdict(band) for band in bands],
         "scaling": "physical units: a file's values after its own scale and offset; then (value - mean) / std",
         "nodata": {"mask": NODATA, "input": "a missing value holds its band's mean"},
-        "classes": [asdict(entry) for entry in classes],
+        **({"classes": [], "target": asdict(classes)} if isinstance(classes, Target) else {"classes": [asdict(item) for item in classes]}),
         "reach": reach._asdict(),
         "halo": halo if halo is not None else fallback if reach.exact_halo is None else reach.exact_halo,
         "activation_bytes_per_pixel": activation_bytes_per_pixel(Coarse(network), len(bands)),
@@ -186,6 +209,7 @@ def load_bundle(place: str | Place) -> Bundle:
             "path": str(path), "local": str(local), "model_id": _model_id(description), "weight_bytes": file_size(local, WEIGHTS),
             "bands": [made(Band, band) for band in description["bands"]],
             "classes": [made(ClassEntry, entry) for entry in description["classes"]],
+            "target": made(Target, description["target"]) if description.get("target") else None,
             "reach": made(Reach, description["reach"]),
             "tolerance": {name: made(Tolerance, allowed) for name, allowed in description["tolerance"].items()},
         }  # fmt: skip
@@ -204,7 +228,9 @@ def normalise(physical_BCHW: torch.Tensor, bands: Sequence[Band]) -> torch.Tenso
 
 
 def differing_share(logits_BKHW: torch.Tensor, reference_BKHW: torch.Tensor) -> float:
-    """The share of pixels whose class differs."""
+    """The share of pixels whose class differs, or of a single output the share whose value is more than FAR off."""
+    if logits_BKHW.shape[1] == 1:
+        return float(((logits_BKHW - reference_BKHW).abs() > FAR).float().mean())
     return float((logits_BKHW.argmax(1) != reference_BKHW.argmax(1)).float().mean())
 
 
@@ -226,7 +252,7 @@ def check_shapes(bundle: Bundle, shapes: Mapping[str, torch.Size]) -> None:
     """Raise Refused where the weights are not those of the architecture, before it takes any memory."""
     try:
         with torch.device("meta"):
-            wanted = build_network(bundle.architecture, len(bundle.bands), len(bundle.classes), **bundle.arguments).state_dict()
+            wanted = build_network(bundle.architecture, len(bundle.bands), bundle.outputs, **bundle.arguments).state_dict()
     except RuntimeError as error:
         if "meta" in str(error):
             return  # a SegFormer, whose size no argument changes
@@ -248,19 +274,23 @@ def is_name(text: str) -> bool:
 
 def _model_id(description: dict[str, Any]) -> str:
     """SHA-256 of the weights and of the fields that change a prediction: metrics may be added later."""
-    content = {name: description[name] for name in PREDICTING_FIELDS} | {"weights": description["files"]["weights.safetensors"]}
+    content = {name: description[name] for name in PREDICTING_FIELDS if name != "target" or name in description}
+    content |= {"weights": description["files"]["weights.safetensors"]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check(bundle: Bundle) -> None:
-    path, count = bundle.path, len(bundle.classes)
-    if [entry.id for entry in bundle.classes] != list(range(count)) or not 1 <= count <= NODATA:
+    path, count, target = bundle.path, len(bundle.classes), bundle.target
+    if target and (count or target.std <= 0 or not target.low < target.high):
+        raise Refused(f"{path}: a target needs a standard deviation above 0 and low below high, and no classes beside it")
+    if [entry.id for entry in bundle.classes] != list(range(count)) or not (1 <= count <= NODATA or target):
         raise Refused(f"{path}: class ids must be 0 to {count - 1} in order, at most {NODATA} classes")
     if not all(COLOUR.fullmatch(entry.color) for entry in bundle.classes):
         raise Refused(f"{path}: class colours must be #RRGGBB")
     names = [*(entry.name for entry in bundle.classes), *(band.name for band in bundle.bands)]
+    names += [target.name, target.unit] if target else []
     if not all(map(is_name, names)):
-        raise Refused(f"{path}: names of classes and bands must be text of at most {LONGEST_NAME} characters")
+        raise Refused(f"{path}: names of classes, bands and target must be text of at most {LONGEST_NAME} characters")
     if any(band.std <= 0 for band in bundle.bands) or not 1 <= len(bundle.bands) <= MOST_BANDS:
         raise Refused(f"{path}: needs 1 to {MOST_BANDS} bands, each with a standard deviation above 0")
     if bundle.reach.stride < 1 or not 0 <= bundle.activation_bytes_per_pixel < 2**40:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from pipeline.errors import Refused
 from pipeline.imagery.bands import Band
-from pipeline.models.bundle import Bundle, ClassEntry, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, ClassEntry, Target, differing_share, load_bundle, save_bundle
 from pipeline.models.engine import Engine, Execution
 from pipeline.models.networks import build_network
 
@@ -43,6 +44,34 @@ def test_ties_do_not_fail_the_self_test(tmp_path: Path):
         classes=[ClassEntry(number, str(number), "#000000") for number in range(3)], sample_CHW=torch.full((1, 64, 64), 30.0),
     )  # fmt: skip
     Engine(bundle, "cpu", Execution())
+
+
+HEIGHT = Target("canopy height", "m", mean=12.0, std=8.0, low=0.0, high=40.0)
+
+
+def test_a_target_takes_the_place_of_classes(tmp_path: Path):
+    """One channel, which is another value where it is more than a twentieth of a standard deviation off."""
+    network = build_network("unet", 2, 1, width=4, depth=1)
+    bands = [Band("a", std=60.0), Band("b", std=60.0)]
+    bundle = save_bundle(
+        tmp_path / "height", network, architecture="unet", arguments={"width": 4, "depth": 1}, bands=bands, classes=HEIGHT,
+        sample_CHW=torch.rand(2, 64, 64) * 100,
+    )  # fmt: skip
+    assert (bundle.target, bundle.classes, bundle.outputs) == (HEIGHT, (), 1)
+    assert bundle.network().state_dict().keys() == network.state_dict().keys()
+    edit(Path(bundle.path), target=asdict(replace(HEIGHT, mean=13.0)))
+    assert load_bundle(bundle.path).model_id != bundle.model_id
+    for wrong in (replace(HEIGHT, std=0.0), replace(HEIGHT, low=40.0), replace(HEIGHT, name="x" * 2000)):
+        edit(Path(bundle.path), target=asdict(wrong))
+        with pytest.raises(Refused, match=r"a target needs|names of"):
+            load_bundle(bundle.path)
+    edit(Path(bundle.path), target={"name": "height"})
+    with pytest.raises(Refused, match="lacks or misspells a field"):
+        load_bundle(bundle.path)
+    logits_BKHW = torch.zeros(1, 1, 10, 10)
+    off_BKHW = logits_BKHW.clone()
+    off_BKHW[..., 0, :5], off_BKHW[..., 1, :] = 0.06, -0.04
+    assert differing_share(off_BKHW, logits_BKHW) == pytest.approx(0.05)
 
 
 def test_a_zip_is_the_same_bundle(unet: Bundle, tmp_path: Path):
