@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline.models.random_bundle import save_random_bundle
 from tests.benchmarks.machine import describe_machine
-from tests.processes import job_command, run
+from tests.processes import end_group, job_command, start
 from tests.servers import object_store, put_bytes, put_file
 from tests.toys import smooth_noise, write_scene
 
@@ -48,8 +48,12 @@ def main() -> None:
             "segment_region", scene, "--model", folder / "bundle", "--output", "s3://bench/out", "--precision", "fp32",
             "--workers", options.workers,
         )  # fmt: skip
-        done = run(command, **store.environment)
-        assert done.returncode == 0, done.stderr
+        job = start(command, **store.environment)
+        try:
+            _, error = job.communicate(timeout=3600)  # all bytes go through a proxy in Python
+        finally:
+            end_group(job)
+        assert job.returncode == 0, error
         requests = Counter((method, "the scene" if "scene.tif" in path else "OUT") for method, path in store.requests)
         parts = sum(method == "PUT" and ".part" in path for method, path in store.requests)
         print(f"{options.size} x {options.size} px, {options.bands} bands, {size / 2**20:.0f} MiB; {parts} shards")

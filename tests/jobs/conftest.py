@@ -1,4 +1,4 @@
-"""A scene and a slow network that the jobs' tests share."""
+"""What the tests of jobs share: a scene, and a job that takes its time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.bundle import Bundle
+from tests.faults.ordered import Faults
 from tests.toys import smooth_noise, write_scene
 
 BLOCKS = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
@@ -18,7 +18,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scene(tmp_path_factory.mktemp("scene") / "scene.tif", smooth_noise(20, (3, 1400, 1300)), **BLOCKS)
 
 
-@pytest.fixture(scope="module")
-def slow(make_bundle) -> Bundle:
-    """A U-Net that needs seconds for a shard, so that there is time to kill what runs it."""
-    return make_bundle("unet", bands=3, classes=5, exact=True, width=32, depth=3)
+@pytest.fixture(scope="session")
+def slowly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which a job waits 3 s before each shard, so that there is time to kill what runs it."""
+    faults = Faults(tmp_path_factory.mktemp("slowly"))
+    faults.order({"every shard": {"sleep": 3.0}})
+    return faults.environment

@@ -93,10 +93,10 @@ def test_a_bucket_holds_what_a_disk_would_and_tells_nobody_where_it_is(
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_finished_by_the_next_and_two_at_once_agree(store: Store, bucket: str, slow: Bundle):
-    assert run(segment(bucket, slow.path, "calm"), **store.environment).returncode == 0
+def test_a_killed_driver_and_two_at_once_change_no_byte(store: Store, bucket: str, exact_unet: Bundle, slowly: dict[str, str]):
+    assert run(segment(bucket, exact_unet.path, "calm"), **store.environment).returncode == 0
     expected = results(store, bucket, "calm")
-    process = start(segment(bucket, slow.path, "killed"), **store.environment)
+    process = start(segment(bucket, exact_unet.path, "killed"), **store.environment, **slowly)
     try:
         wait_for(lambda: len(parts(store, bucket, "killed")) >= 3, 120, every=0.5)
         orphans = descendants(process.pid)
@@ -108,16 +108,16 @@ def test_a_killed_driver_is_finished_by_the_next_and_two_at_once_agree(store: St
     done = parts(store, bucket, "killed")
     assert 3 <= len(done) < 9 and not any(key.endswith("mask.tif") for key in results(store, bucket, "killed"))
     store.fail(*TROUBLE)
-    both = [start(segment(bucket, slow.path, "killed", "--workers", 1), **store.environment) for _ in range(2)]
+    both = [start(segment(bucket, exact_unet.path, "killed", "--workers", 1), **store.environment) for _ in range(2)]
     told = all_ended(both)
     assert [process.returncode for process in both] == [0, 0], told
     assert results(store, bucket, "killed") == expected
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_away_in_mid_run_ends_it_loudly_and_the_next_run_finishes(store: Store, bucket: str, slow: Bundle):
-    assert run(segment(bucket, slow.path, "calm"), **store.environment).returncode == 0
-    process = start(segment(bucket, slow.path, "gone"), **store.environment)
+def test_a_store_that_goes_away_in_mid_run(store: Store, bucket: str, exact_unet: Bundle, slowly: dict[str, str]):
+    assert run(segment(bucket, exact_unet.path, "calm"), **store.environment).returncode == 0
+    process = start(segment(bucket, exact_unet.path, "gone"), **store.environment, **slowly)
     try:
         wait_for(lambda: len(parts(store, bucket, "gone")) >= 2, 120, every=0.5)
         store.fail(Fault(403))
@@ -129,13 +129,13 @@ def test_a_store_that_goes_away_in_mid_run_ends_it_loudly_and_the_next_run_finis
     store.calm()
     left = results(store, bucket, "gone")
     assert not any(key.endswith(("mask.tif", "mask.partial.tif", ".parquet")) for key in left), "nothing broken was published"
-    assert run(segment(bucket, slow.path, "gone"), **store.environment).returncode == 0
+    assert run(segment(bucket, exact_unet.path, "gone"), **store.environment).returncode == 0
     assert results(store, bucket, "gone") == results(store, bucket, "calm")
 
 
 @pytest.mark.slow
-def test_an_object_that_changes_while_it_is_read_is_not_published(store: Store, bucket: str, slow: Bundle, tmp_path: Path):
-    process = start(segment(bucket, slow.path, "out"), **store.environment)
+def test_an_object_that_changes_while_it_is_read(store: Store, bucket: str, exact_unet: Bundle, slowly: dict[str, str], tmp_path: Path):
+    process = start(segment(bucket, exact_unet.path, "out"), **store.environment, **slowly)
     try:
         wait_for(lambda: parts(store, bucket, "out"), 120, every=0.5)
         put_file(store, write_scene(tmp_path / "scene.tif", smooth_noise(21, (3, 1400, 1300)), **BLOCKS), f"{bucket}/scene.tif")
@@ -144,7 +144,7 @@ def test_an_object_that_changes_while_it_is_read_is_not_published(store: Store, 
         end_group(process)
     assert process.returncode == 3 and "changed while it was read" in out, out + err
     assert not any(key.endswith("mask.tif") for key in results(store, bucket, "out"))
-    assert run(segment(bucket, slow.path, "out"), **store.environment).returncode == 0
+    assert run(segment(bucket, exact_unet.path, "out"), **store.environment).returncode == 0
     assert any(key.endswith("mask.tif") for key in results(store, bucket, "out"))
 
 

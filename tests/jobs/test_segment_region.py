@@ -84,12 +84,14 @@ def test_a_second_start_does_nothing_and_says_so(identity: Bundle, ray_cluster: 
     assert files_of(out) == before
 
 
-def test_killed_actor_and_killed_driver_give_the_same_bytes(scene: Path, slow: Bundle, tmp_path: Path):
-    undisturbed = run(segment(scene, slow, tmp_path / "undisturbed", "--shard", 512))
+def test_a_killed_actor_or_driver_changes_no_byte(
+    scene: Path, exact_unet: Bundle, ray_cluster: dict[str, str], slowly: dict[str, str], tmp_path: Path
+):
+    undisturbed = run(segment(scene, exact_unet, tmp_path / "undisturbed", "--shard", 512), **ray_cluster)
     assert undisturbed.returncode == 0, undisturbed.stderr
     expected = files_of(tmp_path / "undisturbed")
 
-    actor_killed = start(segment(scene, slow, tmp_path / "actor", "--shard", 512))
+    actor_killed = start(segment(scene, exact_unet, tmp_path / "actor", "--shard", 512), **slowly)
     try:
         wait_for(lambda: len(parts_of(tmp_path / "actor")) >= 2, 120)
         victims = titled(descendants(actor_killed.pid), "ray::Worker")
@@ -102,7 +104,7 @@ def test_killed_actor_and_killed_driver_give_the_same_bytes(scene: Path, slow: B
     assert files_of(tmp_path / "actor") == expected
     assert max(last_record(tmp_path / "actor")["scenes"][0]["attempts"].values()) > 1
 
-    driver_killed = start(segment(scene, slow, tmp_path / "driver", "--shard", 512))
+    driver_killed = start(segment(scene, exact_unet, tmp_path / "driver", "--shard", 512), **slowly)
     try:
         wait_for(lambda: len(parts_of(tmp_path / "driver")) >= 3, 120)
         orphans = descendants(driver_killed.pid)
@@ -116,15 +118,15 @@ def test_killed_actor_and_killed_driver_give_the_same_bytes(scene: Path, slow: B
     done = parts_of(tmp_path / "driver")
     assert 3 <= len(done) < 9
     assert not (tmp_path / "driver" / "scenes" / "scene" / "mask.tif").exists()
-    resumed = run(segment(scene, slow, tmp_path / "driver", "--shard", 512))
+    resumed = run(segment(scene, exact_unet, tmp_path / "driver", "--shard", 512), **ray_cluster)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{9 - len(done)} shard(s) to do" in resumed.stderr
     assert done.items() <= parts_of(tmp_path / "driver").items()  # what was finished was not done again
     assert files_of(tmp_path / "driver") == expected
 
 
-def test_interrupted_says_so_and_leaves_a_record(scene: Path, slow: Bundle, tmp_path: Path):
-    process = start(segment(scene, slow, tmp_path / "out", "--shard", 512))
+def test_interrupted_says_so_and_leaves_a_record(scene: Path, exact_unet: Bundle, slowly: dict[str, str], tmp_path: Path):
+    process = start(segment(scene, exact_unet, tmp_path / "out", "--shard", 512), **slowly)
     try:
         wait_for(lambda: parts_of(tmp_path / "out"), 120)
         process.send_signal(signal.SIGTERM)
@@ -313,10 +315,10 @@ def test_a_relative_output_is_refused_in_a_submitted_job(ray_cluster: dict[str, 
     assert "error: --output relative: is relative" in done.stdout + done.stderr
 
 
-def test_an_intruder_cannot_join_the_embedded_ray(scene: Path, slow: Bundle, tmp_path: Path):
-    job = start(segment(scene, slow, tmp_path / "out", "--shard", 512))
+def test_an_intruder_cannot_join_the_embedded_ray(scene: Path, exact_unet: Bundle, slowly: dict[str, str], tmp_path: Path):
+    job = start(segment(scene, exact_unet, tmp_path / "out", "--shard", 512), **slowly)
     try:
-        wait_for(lambda: parts_of(tmp_path / "out"), 120)
+        wait_for(lambda: titled(descendants(job.pid), "ray::Worker"), 120)
         gcs = titled(descendants(job.pid), "gcs_server")[0]
         raylet = titled(descendants(job.pid), "--raylet_socket_name=")[0]
         words = Path(f"/proc/{raylet}/cmdline").read_bytes().decode().split("\0")
