@@ -16,6 +16,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.environment import Node
 from pipeline.errors import Refused, Unreadable
@@ -114,7 +115,8 @@ def train_on_ray(
         raise Refused(f"--workers {workers}: Ray has {slots} {'GPUs' if on_gpu else 'CPU cores'}")
     each = -(-workers // len(nodes))  # workers on a node
     cpus = max(1, min(node.cpus for node in nodes if node.cpus) // each)
-    board = Board.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # another node may die
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         _work,
         train_loop_config={"training": training, "board": board, "access": access},

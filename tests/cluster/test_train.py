@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from pipeline.models.bundle import load_bundle
 from pipeline.training import fit as fitting
 from pipeline.training.fit import fit
-from tests.processes import descendants, end_group, job_command, run, start, titled, wait_for
+from tests.processes import alive, descendants, end_group, job_command, ray_head, ray_node, run, start, titled, wait_for
 from tests.training.labelled import RECIPE, TEST, UNET, VALIDATION, training, write_pair
 
 LONG = replace(RECIPE, epochs=12, batch=4)
@@ -89,3 +91,31 @@ def test_a_worker_and_the_driver_are_killed_and_the_end_is_the_same(pair: Path) 
     assert not (pair / "bundle.run" / "checkpoints").exists()
     finished: subprocess.CompletedProcess[str] = run(words(pair, LONG.epochs))
     assert finished.returncode == 2 and "holds a bundle already" in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_is_killed_and_another_takes_its_place(pair: Path) -> None:
+    """Two workers, one on each node; the training waits for the new node and goes on after the last epoch."""
+    with ray_head(cpus=1) as environment, ExitStack() as stack:
+        with ray_node(environment, "--num-cpus=1") as node:
+            wait_for(lambda: count_nodes(environment) == 2, 120, every=2)
+            job = start(words(pair, LONG.epochs, "--workers", 2), **environment)
+            stack.callback(end_group, job)
+            wait_for(lambda: epochs_done(pair) >= 2 or job.poll() is not None, 300)
+            lost = descendants(node.pid)
+            assert job.poll() is None and titled(lost, "RayTrainWorker"), "it has one of the workers"
+            for pid in alive(lost):
+                os.kill(pid, signal.SIGKILL)
+        before = epochs_done(pair)
+        with ray_node(environment, "--num-cpus=1"):
+            said, error = job.communicate(timeout=400)
+    assert job.returncode == 0, said + error
+    assert before < LONG.epochs == epochs_done(pair)
+    assert_near(load_file(pair / "bundle" / "weights.safetensors"), undisturbed(pair, LONG.epochs))
+
+
+def count_nodes(environment: dict[str, str]) -> int:
+    """How many nodes of a cluster are alive."""
+    look = "import ray; ray.init(logging_level='ERROR', log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
+    return int(run([sys.executable, "-c", look], **environment).stdout.split()[-1])
