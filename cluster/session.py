@@ -23,6 +23,7 @@ from pipeline.models.engine import choose_device, describe_device
 
 OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
 START_TIMEOUT_S = 60.0
+STARTS = 3  # of an embedded Ray
 CONNECT_TIMEOUT_S = 5.0
 HEAD_EVERY_S = 5.0
 RECONNECT, RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0  # how Ray spells it, and its default
@@ -43,17 +44,30 @@ def ray_session() -> Iterator[list[Node]]:
         options["runtime_env"] = {"working_dir": str(PROJECT)}
     _check_answers(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Refused(f"cannot join Ray at {address}: {reason}; check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS") from None
+    _init(address, options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in its place, which ends the process with 15
     try:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _init(address: str, options: dict[str, Any]) -> None:
+    """Join a Ray, or start one here: it gives its processes 30 s, on a machine however busy, and so is tried again."""
+    starts = STARTS if address == "local" else 1
+    for number in range(starts):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception as error:  # Ray raises the base class itself where it was too slow
+            ray.shutdown()
+            reason = " ".join(str(error).split())[:200]
+            if address != "local":
+                fix = "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS"
+                raise Refused(f"cannot join Ray at {address}: {reason}; {fix}") from None
+            if number == starts - 1:
+                raise RuntimeError(f"Ray did not start on this machine in {starts} tries: {reason}") from None
 
 
 def _check_answers(address: str) -> None:

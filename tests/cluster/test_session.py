@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import Refused
 from tests.processes import RAY, clean_environment, end_group, run, wait_for
 
 LOOK = """
@@ -61,6 +62,30 @@ def test_two_nodes_and_paths_that_one_does_not_see(ray_cluster: dict[str, str], 
         assert f"refused: {tmp_path / 'gone.tif'}: node " in missing and "use a folder that all nodes share" in missing
     finally:
         end_group(node)
+
+
+def test_an_embedded_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    """As Ray says it: with the base class of exceptions."""
+    from cluster import session
+
+    tried: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        tried.append(address)
+        if len(tried) != succeeds:
+            raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(session.ray, "init", init)
+    succeeds = session.STARTS
+    session._init("local", {})
+    assert len(tried) == session.STARTS
+    succeeds = 0
+    with pytest.raises(RuntimeError, match="Ray did not start on this machine in 3 tries: The current node timed out during startup"):
+        session._init("local", {})
+    tried.clear()
+    with pytest.raises(Refused, match=r"cannot join Ray at 127\.0\.0\.1:1: The current node timed out during startup"):
+        session._init("127.0.0.1:1", {})
+    assert len(tried) == 1
 
 
 def test_an_embedded_ray_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch):
