@@ -13,12 +13,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import Refused, Unreadable
+from pipeline.imagery.storage import OUT_OF_REACH
 
 ATTEMPTS = 3
 IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 RETRY_READY_S = 0.5  # between questions to an actor that is being started again
 STALLED_S = 300.0  # without any actor that answers: give up
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # OUT is: no other task would fare better
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # so that no other task would fare better
 
 
 @dataclass
@@ -147,7 +148,7 @@ def _settle(ref: Any, actor: _Actor, suspects: deque[Task]) -> Iterator[Outcome]
     try:
         result = ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, Refused) or (isinstance(error.cause, OSError) and error.cause.errno in UNWRITABLE):
+        if isinstance(error.cause, (Refused, *OUT_OF_REACH)) or getattr(error.cause, "errno", None) in FULL:
             raise error.cause from None
         if task:
             yield from _again(task, suspects, _reason(error.cause), for_good=isinstance(error.cause, Unreadable))

@@ -28,7 +28,7 @@ from tests.processes import PROJECT, answers, end_group, free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests-secret", "AWS_DEFAULT_REGION": "us-east-1", "AWS_REGION": "us-east-1"}
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>injected</Message></Error>"
-CODES = {403: b"AccessDenied", 429: b"TooManyRequests", 500: b"InternalError", 503: b"SlowDown"}
+CODES = {403: b"AccessDenied", 404: b"NoSuchBucket", 429: b"TooManyRequests", 500: b"InternalError", 503: b"SlowDown"}
 CONTROL = "/-/control"  # no bucket has this name
 
 

@@ -145,7 +145,11 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
 
 def check_unchanged(scene: Scene) -> None:
     """Raise Unreadable where the files of a scene are no longer those that were opened."""
-    if scene.files and _version(scene.files) != scene.version:
+    try:
+        found = _version(scene.files)
+    except storage.OUT_OF_REACH as error:
+        raise Unreadable(f"{scene.uri}: cannot be looked at any more: {storage.told(error)[:160]}") from None
+    if scene.files and found != scene.version:
         raise Unreadable(f"{scene.uri}: changed while it was read, or is gone: start again to do it anew")
 
 

@@ -85,6 +85,10 @@ class Taken(FileExistsError):
     """A conditional put was refused: another object is there than the one that was meant."""
 
 
+class NoBucket(FileNotFoundError):
+    """Not only the object is missing: the bucket is."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What a store says of an object."""
@@ -340,8 +344,9 @@ def _told(place: Remote) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        what = "bucket" if _refusal(error)[1] == "NoSuchBucket" else "object"
-        raise FileNotFoundError(f"{place}: no such {what}") from error
+        if _refusal(error)[1] == "NoSuchBucket":
+            raise NoBucket(f"{place}: no such bucket") from error
+        raise FileNotFoundError(f"{place}: no such object") from error
     except PermissionError as error:
         raise PermissionError(f"{place}: access denied: check the AWS credentials, and what they may do") from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:

@@ -28,9 +28,10 @@ from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import Refused
 from pipeline.imagery import s3
-from pipeline.imagery.s3 import Remote, Taken
+from pipeline.imagery.s3 import NoBucket, Remote, Taken
 
 Place = Path | Remote
+OUT_OF_REACH = (PermissionError, NoBucket)  # no other file of that folder or bucket would fare better
 Result = TypeVar("Result")
 
 SWEEPS = 4  # by other runs, while a small file is written

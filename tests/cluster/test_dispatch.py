@@ -16,6 +16,7 @@ import ray
 
 from cluster.dispatch import ATTEMPTS, Outcome, Task, _Actor, _load, _suspect, dispatch
 from pipeline.errors import Refused, Unreadable
+from pipeline.imagery.s3 import NoBucket
 from tests.processes import PROJECT
 
 
@@ -61,7 +62,10 @@ class Toy:
         time.sleep(seconds)
 
     def fail(self, kind: str) -> None:
-        raise {"data": Unreadable, "input": Refused, "bug": KeyError, "disk": partial(OSError, errno.ENOSPC)}[kind]("as asked")
+        raise {
+            "data": Unreadable, "input": Refused, "bug": KeyError, "disk": partial(OSError, errno.ENOSPC), "access": PermissionError,
+            "bucket": NoBucket,
+        }[kind]("as asked")  # fmt: skip
 
 
 @pytest.fixture
@@ -123,9 +127,10 @@ def test_a_refusal_ends_the_run(actors: list[Any]):
         outcomes([Task("fail", ("input",), "input")], actors)
 
 
-def test_a_full_disk_ends_the_run(actors: list[Any]):
+@pytest.mark.parametrize("what", ["disk", "access", "bucket"])
+def test_an_out_that_cannot_be_written_ends_the_run(actors: list[Any], what: str):
     with pytest.raises(OSError, match="as asked"):
-        outcomes([Task("fail", ("disk",), "disk"), *(Task("square", (number,), number) for number in range(5))], actors)
+        outcomes([Task("fail", (what,), what), *(Task("square", (number,), number) for number in range(5))], actors)
 
 
 def test_a_task_that_hangs_is_noticed_while_others_pass_it(joined: None):

@@ -115,17 +115,21 @@ def test_a_killed_driver_and_two_at_once_change_no_byte(store: Store, bucket: st
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_away_in_mid_run(store: Store, bucket: str, exact_unet: Bundle, slowly: dict[str, str]):
+@pytest.mark.parametrize(("status", "why"), [(403, "access denied: check the AWS credentials"), (404, "no such bucket")])
+def test_a_store_that_goes_away_in_mid_run(
+    store: Store, bucket: str, exact_unet: Bundle, slowly: dict[str, str], status: int, why: str
+):  # fmt: skip
+    """Exit code 1 where a part cannot be put, 3 where the scene is out of reach before that."""
     assert run(segment(bucket, exact_unet.path, "calm"), **store.environment).returncode == 0
     process = start(segment(bucket, exact_unet.path, "gone"), **store.environment, **slowly)
     try:
         wait_for(lambda: len(parts(store, bucket, "gone")) >= 2, 120, every=0.5)
-        store.fail(Fault(403))
+        store.fail(Fault(status))
         out, err = process.communicate(timeout=280)
     finally:
         end_group(process)
     assert process.returncode in (1, 3), out + err
-    assert "access denied: check the AWS credentials" in out + err and "Traceback" not in err
+    assert why in out + err and "Traceback" not in err
     store.calm()
     left = results(store, bucket, "gone")
     assert not any(key.endswith(("mask.tif", "mask.partial.tif", ".parquet")) for key in left), "nothing broken was published"
