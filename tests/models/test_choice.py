@@ -167,8 +167,8 @@ def test_differences_are_those_of_classes(unet: Bundle):
     trial = Trial(unet, "cpu", "auto", SAMPLES, work_px=MUCH)
     assert trial.differing("fp32") == 0.0
     assert 0.0 < trial.differing("bf16") < 0.1
-    blank = trial._classes["bf16"][1].copy()
-    trial._classes["bf16"][1] = np.where(blank == 0, 1, 0).astype(np.uint8)
+    blank = trial._outputs["bf16"][1].copy()
+    trial._outputs["bf16"][1] = np.where(blank == 0, 1, 0).astype(np.uint8)
     assert trial.differing("bf16") > 0.2
 
 

@@ -13,8 +13,9 @@ from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import SceneBand
 from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle
-from pipeline.models.engine import Engine, Execution, Scaling, describe_device, layer_count
+from pipeline.models.engine import Engine, Execution, Scaling, describe_device
 from pipeline.models.footprint import activation_bytes_per_pixel
+from pipeline.models.layers import layer_count
 from pipeline.models.networks import ARCHITECTURES, build_network
 from pipeline.models.program import Program, in_precision
 from tests.toys import smooth_noise
