@@ -131,7 +131,7 @@ def placed(
     grid = Grid(*shape, tuple(transform)[:6], CRS.from_user_input(crs).to_wkt() if crs else None)
     scene = replace(done.plan.scene, grid=grid, resolution_m=30.0 if crs and "LOCAL" not in crs else None)
     plan = replace(done.plan, scene=scene, region=Region(window or grid.window))
-    return make_item(plan, bundle, {name: MadeFile.of(done.folder / file) for name, file in FILES.items()}, "i")
+    return make_item(plan, bundle, {name: MadeFile.of(done.folder / file) for name, file in FILES.items()}, "i", done.published.rows)
 
 
 # ---- the item as a whole
@@ -203,7 +203,7 @@ def test_every_file_is_there_under_a_relative_name_with_its_checksum(done: Done)
 @pytest.mark.parametrize("said", [None, "last summer", "0000:00:00"])
 def test_a_scene_without_a_date_has_the_files_time_and_says_so(done: Done, bundle: Bundle, said: str | None):
     plan = replace(done.plan, scene=replace(done.plan.scene, datetime=said))
-    item = make_item(plan, bundle, {"mask": MadeFile.of(done.folder / "mask.tif")}, "i")
+    item = make_item(plan, bundle, {"mask": MadeFile.of(done.folder / "mask.tif")}, "i", [])
     assert item["properties"]["tilewright:datetime_source"] == "the file's time of change"
     validate(item)
 

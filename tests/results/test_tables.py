@@ -18,7 +18,7 @@ import rasterio
 
 from pipeline.inference.tally import Tally, add_up
 from pipeline.models.bundle import Bundle
-from pipeline.results.publish import areas_path
+from pipeline.results.publish import table_path
 from pipeline.results.tables import AREAS, areas_rows, parse_datetime, table_input_id, write_table
 from tests.results.scenes import Done, class_bundle, publish, stripes
 
@@ -47,7 +47,7 @@ def scenes(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Don
 
 def test_the_columns_are_the_contracts(scenes: list[Done]):
     for done in scenes:
-        schema = pq.read_schema(areas_path(done.ledger))
+        schema = pq.read_schema(table_path(done.ledger, "mask"))
         assert {field.name: str(field.type) for field in schema} == CONTRACT
         assert list(schema.names) == list(CONTRACT)
     assert {field.name: str(field.type) for field in AREAS} == CONTRACT
@@ -55,7 +55,7 @@ def test_the_columns_are_the_contracts(scenes: list[Done]):
 
 def test_the_counts_are_those_of_the_mask(scenes: list[Done]):
     for done, ids_HW in zip(scenes, (stripes(70, 90, corner=20), stripes(600, 40, classes=2), stripes(9, 9, corner=9)), strict=True):
-        rows = pq.read_table(areas_path(done.ledger)).to_pylist()
+        rows = pq.read_table(table_path(done.ledger, "mask")).to_pylist()
         assert [row["class_id"] for row in rows] == [0, 1, 2, 3], "a row a class, those without a pixel too"
         assert [row["pixel_count"] for row in rows] == [int((ids_HW == value).sum()) for value in range(4)]
         assert {row["valid_pixel_count"] for row in rows} == {int((ids_HW < 4).sum())}
@@ -130,7 +130,7 @@ def test_a_table_written_twice_is_the_same_bytes(scenes: list[Done], tmp_path: P
 
 def test_a_table_carries_its_input(scenes: list[Done], tmp_path: Path):
     for done in scenes:
-        assert table_input_id(areas_path(done.ledger)) == done.ledger.attempt == done.published.rows[0]["input_id"]
+        assert table_input_id(table_path(done.ledger, "mask")) == done.ledger.attempt == done.published.rows[0]["input_id"]
     write_table([], AREAS, tmp_path / "empty.parquet", "input-1")
     assert table_input_id(tmp_path / "empty.parquet") == "input-1"
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
