@@ -141,7 +141,7 @@ def _draw_legend(
 
 def _draw_ramp(row: Mapping[str, Any], target: Target, draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, font: Any) -> None:
     """The target's name and its mean, a bar of the ramp, and what the colours at its ends and between stand for."""
-    (x, y), unit = corner, f" {target.unit}" if target.unit else ""
+    (x, y), unit = corner, f" {_fit(target.unit, width / (2 * TICKS), font)}".rstrip()
     extent = f"{row['valid_pixel_count']:,} px" if row["area_m2"] is None else _ground(row["area_m2"])
     spread = "" if row["mean"] is None else f"mean {short(row['mean'])}, {short(row['minimum'])} to {short(row['maximum'])}{unit}, "
     facts = f"  {spread}{extent}"

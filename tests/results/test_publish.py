@@ -16,7 +16,7 @@ from pipeline.errors import Unreadable
 from pipeline.models.bundle import NODATA, Bundle
 from pipeline.results import publish as publishing
 from pipeline.results.publish import is_done, publish_scene, table_path
-from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes
+from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes, value_bundle
 
 LAYERS = ("mask", "confidence")
 
@@ -180,3 +180,23 @@ def test_an_older_input_does_not_replace_a_newer_result(tmp_path: Path, bundle: 
     with pytest.raises(Unreadable, match="changed while it was read"):
         again(done, bundle)
     assert not (done.folder / "mask.tif").exists() and not list(done.ledger.folder.glob(".*"))
+
+
+def test_values_without_all_parts_are_partial_and_wait(tmp_path: Path):
+    bundle = value_bundle(tmp_path / "bundle")
+    done = publish(tmp_path / "out", bundle, stripes(60, 1300))
+    assert {path.name for path in done.folder.glob("*.*")} == {"value.tif", "quicklook.png", "item.json"}
+    assert is_done(done.ledger, ("value",)) and table_path(done.ledger, "value").parent.name == "values"
+    part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.part"
+    kept, whole = part.read_bytes(), (done.folder / "value.tif").read_bytes()
+    for path in [*done.folder.glob("*.*"), table_path(done.ledger, "value"), done.ledger.folder / "manifest.json", part]:
+        path.unlink()
+    published = again(done, bundle)
+    assert not published.complete and published.raster.name == "value.partial.tif" and not table_path(done.ledger, "value").exists()
+    with rasterio.open(published.raster) as dataset:
+        values_HW = dataset.read(1)
+    rows, cols = done.plan.shards()[1].slices()
+    assert np.isnan(values_HW[rows, cols]).all() and np.isnan(values_HW).sum() == done.plan.shards()[1].pixels
+    part.write_bytes(kept)
+    assert again(done, bundle).complete and not published.raster.exists()
+    assert (done.folder / "value.tif").read_bytes() == whole

@@ -27,7 +27,8 @@ from pipeline.imagery.raster import Grid
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
 from pipeline.results.stac import EXTENSIONS, MadeFile, item_input_id, make_item
-from tests.results.scenes import COLOURS, Done, class_bundle, publish, stripes
+from tests.results.scenes import COLOURS, Done, class_bundle, publish, stripes, value_bundle
+from tests.toys import HEIGHT
 
 GEOSTATIONARY = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +datum=WGS84"
 WEB = "https://stac-extensions.github.io"
@@ -210,6 +211,23 @@ def test_a_scene_without_a_date_has_the_files_time_and_says_so(done: Done, bundl
 
 def test_no_item_has_no_input(tmp_path: Path):
     assert item_input_id(tmp_path / "item.json") is None
+
+
+# ---- of values
+
+
+@pytest.mark.parametrize(("unit", "corner"), [("m", 5), ("", 30)])
+def test_an_item_of_values_has_unit_and_statistics_and_no_classes(tmp_path: Path, unit: str, corner: int):
+    done = publish(tmp_path / "out", value_bundle(tmp_path / "bundle", replace(HEIGHT, unit=unit)), stripes(30, 20, corner=corner))
+    item, row = read(done), done.published.rows[0]
+    validate(item)
+    assert pystac.Item.from_file(str(done.folder / "item.json")).id == "scene-value"
+    assert "classification" not in json.dumps(item) and set(item["assets"]) == {"value", "quicklook"}
+    asset = item["assets"]["value"]
+    assert (asset["data_type"], asset["nodata"], asset["title"]) == ("float32", "nan", "canopy height") and asset.get("unit", "") == unit
+    valid_percent = 100 * row["valid_pixel_count"] / 600
+    statistics = {"minimum": row["minimum"], "maximum": row["maximum"], "mean": row["mean"], "stddev": row["std"]}
+    assert asset["statistics"] == ({"valid_percent": 0} if corner == 30 else {**statistics, "valid_percent": valid_percent})
 
 
 # ---- its place
