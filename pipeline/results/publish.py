@@ -21,8 +21,9 @@ from pipeline.imagery.raster import Scene, check_unchanged, opened_dataset
 from pipeline.imagery.storage import Place, Taken, json_bytes
 from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.part import FailedWindow, add_up, read_part
+from pipeline.inference.part import FailedWindow, read_part
 from pipeline.inference.plan import Plan
+from pipeline.inference.tally import total
 from pipeline.models.bundle import Bundle
 from pipeline.results.quicklook import draw_quicklook, quicklook_input_id
 from pipeline.results.stac import MadeFile, item_input_id, make_item
@@ -102,8 +103,8 @@ def _publish_parts(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str,
     done = {shard for shard, _ in parts.files}
     failed += [FailedWindow(*shard, "the shard failed") for shard in plan.shards() if shard not in done]
     complete = accept_partial or parts.whole or not failed
-    total = add_up(tallies, plan.classes)
-    rows = areas_rows(plan, bundle, total, ledger.attempt)
+    counted = total(plan, tallies)
+    rows = areas_rows(plan, bundle, counted, ledger.attempt)
     if not complete:
         mask = ledger.scene_folder / "mask.partial.tif"
         with storage.discarded(ledger.temporary(mask.name)) as finished:
@@ -115,7 +116,7 @@ def _publish_parts(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str,
         return Published(mask, rows, failed, False, False)
     ledger.commit({
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
-        "parts": parts.names, "pixel_count": total.pixels, "failed_windows": [list(window) for window in failed],
+        "parts": parts.names, "pixel_count": counted.pixels, "failed_windows": [list(window) for window in failed],
     })  # fmt: skip
     _publish_files(ledger, plan, bundle, parts.files, rows)
     return Published(ledger.scene_folder / "mask.tif", rows, failed, True, _is_ours(ledger, run_id))

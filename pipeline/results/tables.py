@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.inference.part import Tally
 from pipeline.inference.plan import Plan
+from pipeline.inference.tally import Tally
 from pipeline.models.bundle import Bundle
 
 AREAS = pa.schema([

@@ -13,11 +13,12 @@ from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import SceneBand
 from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle
-from pipeline.models.engine import Engine, Execution, Scaling, describe_device, layer_count
+from pipeline.models.engine import Engine, Execution, Scaling, describe_device
 from pipeline.models.footprint import activation_bytes_per_pixel
+from pipeline.models.layers import layer_count
 from pipeline.models.networks import ARCHITECTURES, build_network
 from pipeline.models.program import Program, in_precision
-from tests.toys import smooth_noise
+from tests.toys import HEIGHT, smooth_noise
 
 WHOLE = Window(0, 0, 64, 72)
 UNIT = Scaling((1 / 50,) * 3, (-128 / 50,) * 3)
@@ -76,6 +77,17 @@ def test_a_device_that_answers_wrongly_is_refused(unet: Bundle, monkeypatch: pyt
     monkeypatch.setattr(Program, "forward", lambda *arguments: honest(*arguments) + torch.arange(5).reshape(1, 5, 1, 1))
     with pytest.raises(Refused, match=r"self-test failed on cpu .* in fp32"):
         Engine(unet, "cpu", Execution())
+
+
+def test_values_are_the_coarse_outputs_at_the_images_size_in_the_targets_unit(make_bundle):
+    fcn = make_bundle("fcn_resnet50", bands=3, target=HEIGHT)
+    engine, core = Engine(fcn, "cpu", Execution()), Window(16, 8, 40, 56)
+    found_LHW = engine(tiles(1), [core], UNIT, 1)[0]
+    with torch.inference_mode():
+        output_HW = fcn.network()((torch.from_numpy(tiles(1)[0].values_CHW).float() - 128)[None] / 50)[0, 0]
+    assert found_LHW.dtype == np.float32 and engine.layers == ("value",)
+    np.testing.assert_allclose(found_LHW[0], (14.3 + 7.1 * output_HW)[16:56, 8:64].numpy(), atol=1e-3 * 7.1)
+    assert np.ptp(found_LHW) > 1
 
 
 def test_layers():

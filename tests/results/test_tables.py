@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from pipeline.inference.part import Tally, add_up
+from pipeline.inference.tally import Tally, add_up
 from pipeline.models.bundle import Bundle
 from pipeline.results.publish import areas_path
 from pipeline.results.tables import AREAS, areas_rows, parse_datetime, table_input_id, write_table
