@@ -141,7 +141,8 @@ def numbers_of(options: argparse.Namespace, bundles: dict[str, Bundle]) -> Numbe
     said = next((name for name in ("classes", "boundary_tolerance") if getattr(options, name) is not None), None)
     if said:
         raise Refused(f"--{said.replace('_', '-')}: is of classes, and {next(iter(bundles))} predicts a number: leave it out")
-    return Numbers(target.name, target.unit, tuple(map(float, options.ignore)))
+    learnt = [(bundle.provenance.get("labels") or {}).get("ignored") or () for bundle in bundles.values()]
+    return Numbers(target.name, target.unit, tuple(map(float, (*learnt[0], *options.ignore))))
 
 
 def load_bundles(places: Sequence[str]) -> dict[str, Bundle]:

@@ -187,12 +187,9 @@ def scatter_chart(counts: Sequence[Sequence[int]], axis: Sequence[float], name: 
             if pixels:
                 x, y = left + true * cell, bottom - (called + 1) * cell
                 strength = 0.12 + 0.88 * math.log1p(pixels) / most
-                title = (
-                    f"true {axis[true]:.4g} to {axis[true + 1]:.4g}, predicted {axis[called]:.4g} to {axis[called + 1]:.4g}: {pixels:,} px"
-                )
                 parts.append(
                     f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell + 0.2:.2f}" height="{cell + 0.2:.2f}" fill="{SERIES[0]}"'
-                    f' fill-opacity="{strength:.2f}"><title>{escape(title)}</title></rect>'
+                    f' fill-opacity="{strength:.2f}"><title>{pixels:,} px</title></rect>'
                 )
     parts.append(_line(left, bottom, left + side, top, INK, 1, ' stroke-dasharray="4 4"'))
     for tick in range(0, 5):

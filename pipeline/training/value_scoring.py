@@ -24,7 +24,7 @@ from pipeline.training.units import Units
 
 LAYER = "value"
 RANGES = 10  # of the target, each with as many pixels
-SCATTER = 64  # bins of the picture of predicted against true, each way
+SCATTER = 48  # bins of the picture of predicted against true, each way
 SAMPLE = 2_000_000  # labels that ranges are made from
 
 
