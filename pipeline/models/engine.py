@@ -156,21 +156,21 @@ class Engine:
         else:
             layers_LHW = self._all_layers(upsampled(logits_Khw[None], height, width)[0][:, *core.slices()])
         sum_1 = checked.sum(dtype=torch.float32)
-        if self.device.type == "cuda":
-            here_LHW = torch.empty(layers_LHW.shape, dtype=layers_LHW.dtype, pin_memory=True)
-            here_LHW.copy_(layers_LHW, non_blocking=True)
-            layers_LHW = here_LHW
-            done = torch.cuda.Event()
-            done.record()
-            wait = done.synchronize
-        else:
-            wait = _nothing
+
+        def finite() -> bool:
+            return bool(torch.isfinite(sum_1)) or bool(torch.isfinite(checked).all())  # the sum alone may overflow
+
+        if self.device.type == "cpu":
+            result = layers_LHW.numpy() if finite() else None  # not later: OpenVINO puts the next batch's logits in the same place
+            return lambda: result
+        here_LHW = torch.empty(layers_LHW.shape, dtype=layers_LHW.dtype, pin_memory=True)
+        here_LHW.copy_(layers_LHW, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
 
         def finish() -> np.ndarray | None:
-            wait()
-            if not torch.isfinite(sum_1) and not torch.isfinite(checked).all():
-                return None  # the sum alone may overflow
-            return layers_LHW.numpy()
+            done.synchronize()
+            return here_LHW.numpy() if finite() else None
 
         return finish
 
@@ -191,10 +191,6 @@ def program_inputs(batch: Sequence[Pixels], scaling: Scaling, size: int, *, pinn
         if pixels.valid_CHW is not None:
             valid_CHW.copy_(torch.from_numpy(pixels.valid_CHW))
     return [raw_BCHW, valid_BCHW, *scaling.tensors()]
-
-
-def _nothing() -> None:
-    """There is nothing to wait for on a CPU."""
 
 
 @torch.inference_mode()

@@ -189,11 +189,9 @@ def test_a_regression_is_tried_in_every_precision_by_its_values(regression: Bund
     assert "of values differ from fp32" in found.why or trial.plain.precision == "fp32"
 
 
-def test_int8_is_judged_by_values_and_refused_where_they_stray(regression: Bundle, monkeypatch: pytest.MonkeyPatch):
-    found = choose(regression, "int8", MUCH)
-    assert found.execution.precision == "int8" and found.differing <= choice.DIFFERING
-    monkeypatch.setattr(Trial, "differing", lambda *_: 0.02)
-    with pytest.raises(Refused, match=r"int8: 2.00% of the values differ"):
+def test_int8_is_refused_where_its_values_stray(regression: Bundle):
+    """Of this network with random weights a quarter of the values do."""
+    with pytest.raises(Refused, match=r"int8: [12345]\d\.\d\d% of the values differ from fp32"):
         choose(regression, "int8", MUCH)
 
 
