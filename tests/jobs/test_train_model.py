@@ -370,11 +370,6 @@ def test_two_workers_train_a_regression_as_one_does_and_it_is_evaluated(height_w
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.parquet", "errors.parquet", "report.html", "scores.parquet",
     ]  # fmt: skip
-    wrong = run(job_command(
-        "evaluate_model", tmp_path / "bundle", "--data", tmp_path / "scene.tif", "--labels", tmp_path / "height.tif",
-        "--output", tmp_path / "out", "--classes", "classes.json",
-    ))  # fmt: skip
-    assert (wrong.returncode, wrong.stderr) == (2, "error: --classes: is of classes, and bundle predicts a number: leave it out\n")
 
 
 def test_the_check_of_a_regression_draws_numbers(height_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
