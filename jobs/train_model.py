@@ -36,6 +36,7 @@ from pipeline.models.zoo import table
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.fit import Training, fit
 from pipeline.training.loop import CLASS_METRICS, OPTIMISERS, SCHEDULES, VALUE_METRICS, Epoch, Recipe, Trainer, best_epoch
+from pipeline.training.losses import SQUARED_ERROR
 from pipeline.training.prepare import Request, describe, draw_check, prepare
 
 DONE, ERROR, REFUSED = 0, 1, 2
@@ -237,6 +238,8 @@ def save_random(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
     storage.check_writable(folder)
     if options.data or not (str(options.bands).isdigit() and str(options.classes).isdigit()):
         raise Refused("--epochs 0 makes random weights: it needs --bands N and --classes K, and no --data")
+    if options.loss == SQUARED_ERROR:
+        raise Refused(f"--loss {SQUARED_ERROR}: --epochs 0 makes random weights of classes; a target comes from labels")
     bundle = save_random_bundle(
         folder, architecture=options.architecture, arguments=dict(options.argument), bands=int(options.bands),
         classes=int(options.classes), seed=options.seed,

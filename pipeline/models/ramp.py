@@ -23,10 +23,10 @@ def ramp_legend(target: Target, steps: int = 6) -> list[tuple[str, str]]:
     """Colours of the ramp, #RRGGBB, and the number that each stands for, with the unit; the last says that more is as the end."""
     numbers = np.linspace(target.low, target.high, steps)
     colours = ramp_colours(numbers, target.low, target.high)
-    texts = [f"{number:.3g}" for number in numbers]
-    texts = [f"≤ {texts[0]}", *texts[1:-1], f"≥ {texts[-1]}"]
     unit = f" {target.unit}" if target.unit else ""
-    return [("#" + bytes(colour.tolist()).hex(), f"{text}{unit}") for colour, text in zip(colours, texts, strict=True)]
+    texts = [f"{number:.0f}{unit}" if 100 <= abs(number) < 1e6 else f"{number:.3g}{unit}" for number in numbers]
+    texts = [f"{texts[0]} or less", *texts[1:-1], f"{texts[-1]} or more"]
+    return [("#" + bytes(colour.tolist()).hex(), text) for colour, text in zip(colours, texts, strict=True)]
 
 
 @cache

@@ -100,6 +100,14 @@ ADJUSTED_AREAS = pa.schema([
     pa.field("producers_accuracy", pa.float64()),
     pa.field("producers_accuracy_standard_error", pa.float64()),
 ])  # fmt: skip
+# Of numbers, in the target's unit: ranges of the truth, from `range_low` on and below `range_high`; null where they have no end.
+ERRORS = pa.schema([
+    *OF_BUNDLE,
+    pa.field("range_low", pa.float64()),
+    pa.field("range_high", pa.float64()),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+    *(pa.field(f"{name}{end}", pa.float64()) for name in ("rmse", "mae", "bias") for end in ("", "_low", "_high")),
+])  # fmt: skip
 COMPARISON = pa.schema([
     pa.field("bundle", pa.string(), nullable=False),
     pa.field("other", pa.string(), nullable=False),

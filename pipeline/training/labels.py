@@ -165,6 +165,8 @@ def open_labels(
         if numbers is None:
             about: dict[str, Any] = {"palette": _palette(dataset)}
         else:
+            if dataset.colorinterp[0] == ColorInterp.palette:
+                raise Refused(f"{path}: is a palette image: its values are places in a list of colours, not numbers to learn")
             about = {"named": dataset.descriptions[0] or path.stem, "unit": dataset.units[0] or ""}
     if numbers is not None and count != 1:
         raise Refused(f"{path}: has {count} bands: numbers to learn are in one band (gdal_translate -b 1)")

@@ -18,6 +18,7 @@ from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle, load_bundle
 from tests.conftest import MakeBundle
 from tests.toys import smooth_noise, write_scene
+from tests.training.test_value_scoring import value_bundle
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +179,13 @@ def test_a_damaged_scene_costs_only_itself_and_the_exit_code_says_so(
     assert "windows failed" in (tmp_path / "out" / "report.html").read_text()
     scenes = {row["scene"] for row in pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()}
     assert len(scenes) == 2 and None in scenes
+
+
+def test_bundles_of_numbers_and_of_classes_are_not_mixed(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heights = str(value_bundle(tmp_path / "heights", 0).path)
+    assert main([heights, *words]) == 2
+    assert "heights predicts a number and a/bundle predicts classes: evaluate them apart" in capsys.readouterr().err
+    alone = [heights, *words[2:]]
+    assert main(alone) == 2
+    assert "--classes: is of classes, and heights predicts a number: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
