@@ -81,11 +81,11 @@ def test_a_device_that_answers_wrongly_is_refused(unet: Bundle, monkeypatch: pyt
 
 
 def test_values_are_the_coarse_outputs_at_the_images_size_in_the_targets_unit(make_bundle):
-    fcn = make_bundle("fcn_resnet50", bands=3, target=HEIGHT)
-    engine, core = Engine(fcn, "cpu", Execution()), Window(16, 8, 40, 56)
+    deeplab = make_bundle("deeplabv3_mobilenet_v3_large", bands=3, target=HEIGHT)
+    engine, core = Engine(deeplab, "cpu", Execution()), Window(16, 8, 40, 56)
     found_LHW = engine(tiles(1), [core], UNIT, 1)[0]
     with torch.inference_mode():
-        output_HW = fcn.network()((torch.from_numpy(tiles(1)[0].values_CHW).float() - 128)[None] / 50)[0, 0]
+        output_HW = deeplab.network()((torch.from_numpy(tiles(1)[0].values_CHW).float() - 128)[None] / 50)[0, 0]
     assert found_LHW.dtype == np.float32 and engine.layers == ("value",)
     np.testing.assert_allclose(found_LHW[0], (14.3 + 7.1 * output_HW)[16:56, 8:64].numpy(), atol=1e-3 * 7.1)
     assert np.ptp(found_LHW) > 1
