@@ -18,7 +18,7 @@ from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle, load_bundle
 from tests.conftest import MakeBundle
 from tests.toys import smooth_noise, write_scene
-from tests.training.test_value_scoring import value_bundle
+from tests.training.predicted import value_bundle
 
 
 @pytest.fixture(scope="module")
