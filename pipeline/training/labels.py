@@ -175,11 +175,12 @@ def open_labels(
     scene = open_scene(image, bands)
     if placed and scene.grid.crs:
         both = open_scene(replace(image, assets=(*image.assets, label_asset)), [*bands, *label_bands])
-        return scene, RasterLabels(str(path), replace(both, bands=both.bands[len(bands) :]), **about)
+        own = both.bands[len(bands) :]
+        return scene, RasterLabels(str(path), replace(both, bands=own if own[0].warped else own[:count]), **about)
     if shape != (scene.grid.height, scene.grid.width):
         ours = f"{scene.grid.height} x {scene.grid.width}"
         raise Refused(f"{path}: is {shape[0]} x {shape[1]} px, its image {image.uri} {ours} px; without a CRS both must have one size")
-    mask = open_scene(Source(str(path), path.stem, None, (label_asset,), trusted=image.trusted), label_bands)
+    mask = open_scene(Source(str(path), path.stem, None, (label_asset,), trusted=image.trusted), label_bands[:count])
     return scene, RasterLabels(str(path), replace(mask, grid=scene.grid), **about)
 
 

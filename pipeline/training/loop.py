@@ -66,10 +66,9 @@ class Recipe:
     @property
     def of_numbers(self) -> bool:
         """Whether labels are numbers, not classes."""
-        return self.loss == SQUARED_ERROR
+        return parse_loss(self.loss)[0].name == SQUARED_ERROR
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", self.loss.strip())
         ours, others = (VALUE_METRICS, CLASS_METRICS) if self.of_numbers else (CLASS_METRICS, VALUE_METRICS)
         object.__setattr__(self, "metric", self.metric or ours[0])
         for name, allowed in (
@@ -93,7 +92,6 @@ class Recipe:
         ):
             if not allowed:
                 raise Refused(f"--{name.replace('_', '-')} {getattr(self, name)}: out of range")
-        parse_loss(self.loss)
         if self.metric in others:
             raise Refused(f"--metric {self.metric}: with --loss {self.loss} there are {', '.join(ours)}")
         said = next((name for name, usual in OF_CLASSES.items() if self.of_numbers and getattr(self, name) != usual), None)

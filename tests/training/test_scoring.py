@@ -135,6 +135,7 @@ def test_a_damaged_scene_costs_only_itself(two: dict[str, Bundle], tmp_path: Pat
     size = (tmp_path / "bad.tif").stat().st_size
     with open(tmp_path / "bad.tif", "r+b") as file:
         file.truncate(size * 2 // 3)
+    bad = replace(bad, scene=open_scene(find_sources([str(tmp_path / "bad.tif")])[0], two["wide"].bands))  # as it is now
     evaluation = evaluated(two, [good, bad], tmp_path / "work")
     assert [item.name for item in evaluation.labelled] == ["good"]
     assert set(evaluation.skipped) == {"bad"} and "windows failed" in evaluation.skipped["bad"]

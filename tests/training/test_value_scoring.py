@@ -3,74 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import rasterio
-import torch
 from rasterio.windows import Window as RasterioWindow
 from sklearn import metrics as oracle
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
-from pipeline.imagery.bands import Band
-from pipeline.models.bundle import Bundle, Target, save_bundle
-from pipeline.models.networks import build_network
+from pipeline.models.bundle import Bundle
 from pipeline.models.value_scores import COUNT
-from pipeline.results.into_bundle import value_evaluation_json
-from pipeline.results.value_report import value_report_html
-from pipeline.results.value_tables import comparison_rows, score_errors, write_value_tables
+from pipeline.results.value_tables import comparison_rows, score_errors
 from pipeline.training import block_counts
-from pipeline.training.datasets import LabelledScene, open_labelled
+from pipeline.training.datasets import open_labelled
 from pipeline.training.targets import Numbers
-from pipeline.training.value_scoring import ValueEvaluation, common_target, evaluate_values, read_values
+from pipeline.training.value_scoring import ValueEvaluation, common_target, read_values
 from tests.conftest import MakeBundle
-from tests.results.test_evaluation_report import Checker
-from tests.toys import smooth_noise, wide_logits, write_scene
-
-HEIGHT, WIDTH = 150, 190
-NASTY = "<b>height</b> & co"
-
-
-def value_bundle(folder: Path, seed: int, unit: str = "m") -> Bundle:
-    torch.manual_seed(seed)
-    network = build_network("unet", 2, 1, width=4, depth=1).eval()
-    with torch.inference_mode():
-        wide_logits(network, 2, seed)
-    values_CHW = torch.from_numpy(smooth_noise(3, (2, 64, 64)).astype(np.float32))
-    return save_bundle(
-        folder, network, architecture="unet", arguments={"width": 4, "depth": 1},
-        bands=[Band(name, mean=128, std=50) for name in "ab"],
-        classes=Target(NASTY, unit, 100.0, 2.0, 80.0, 120.0), sample_CHW=values_CHW,
-    )  # fmt: skip
+from tests.toys import write_scene
+from tests.training.predicted import HEIGHT, WIDTH, evaluated, labelled, value_bundle
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("bundles")
     return {name: value_bundle(folder / name, seed) for seed, name in enumerate(("one", "other"))}
-
-
-def labelled(folder: Path, bundle: Bundle, seed: int = 5) -> LabelledScene:
-    """A scene with missing pixels, labels with holes."""
-    values_CHW = smooth_noise(seed, (2, HEIGHT, WIDTH))
-    values_CHW = np.maximum(values_CHW, 1)
-    values_CHW[:, :20, :30] = 0
-    truth_HW = (100 + 20 * np.random.default_rng(seed).normal(size=(HEIGHT, WIDTH))).astype(np.float32)
-    truth_HW[60:70] = np.nan
-    write_scene(folder / f"{seed}.tif", values_CHW, nodata=0, descriptions=["a", "b"])
-    write_scene(folder / f"{seed}-truth.tif", truth_HW[None])
-    (item,) = open_labelled(
-        str(folder / f"{seed}.tif"), labels=str(folder / f"{seed}-truth.tif"), classes=Numbers(unit="m"), bands=bundle.bands
-    )
-    return item
-
-
-def evaluated(bundles: dict[str, Bundle], items: list[LabelledScene], folder: Path) -> ValueEvaluation:
-    return evaluate_values(bundles, lambda _: items, folder, data="toys", precision="fp32", workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -118,29 +76,6 @@ def test_blocks_add_up_to_scikit_learns_scores(scored: tuple[Path, ValueEvaluati
     axis = evaluation.axis
     clipped = [np.clip(some.astype(np.float32), axis[0], np.nextafter(axis[-1], 0)) for some in (truth, predicted)]
     np.testing.assert_array_equal(counts.scatter_TP, np.histogram2d(*clipped, bins=[axis, axis])[0])
-
-
-def test_tables_page_and_comparison_say_the_same(scored: tuple[Path, ValueEvaluation], tmp_path: Path) -> None:
-    evaluation = scored[1]
-    scores = [score_errors(evaluation, counts) for counts in evaluation.bundles]
-    compared = write_value_tables(evaluation, scores, tmp_path)
-    rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
-    for each in scores:
-        mine = {row["metric"]: row["value"] for row in rows if row["bundle"] == each.counts.name and row["scope"] == "all"}
-        assert mine == {name: score.value for name, score in each.overall.items()}
-        assert value_evaluation_json(evaluation, each, datetime.now(UTC))["rmse"] == pytest.approx(mine["rmse"], rel=1e-5)
-    gap = next(row for row in compared if (row["bundle"], row["metric"]) == ("one", "rmse"))
-    assert gap["difference"] == pytest.approx(scores[0].overall["rmse"].value - scores[1].overall["rmse"].value)
-    assert gap["low"] <= gap["difference"] <= gap["high"] and 0 < gap["p"] <= 1
-    ranges = pq.read_table(tmp_path / "errors.parquet").to_pylist()
-    assert len(ranges) == 20 and ranges[0]["range_low"] is None and ranges[9]["range_high"] is None
-    assert sum(row["pixel_count"] for row in ranges[:10]) == scores[0].sums[COUNT]
-    html = value_report_html(evaluation, scores, compared, datetime(2026, 1, 2, tzinfo=UTC))
-    checker = Checker()
-    checker.feed(html)
-    assert not checker.open and all(value.startswith("data:image/png;base64,") for value in checker.loaded) and len(checker.loaded) >= 8
-    assert "<b>height" not in html and "&lt;b&gt;height" in html
-    assert f"{scores[0].overall['rmse'].value:.4g}" in html and "no better than its training mean" in html  # random weights
 
 
 def test_a_bundle_that_answers_with_the_truth_has_no_error(
