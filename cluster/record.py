@@ -111,6 +111,6 @@ def _scene(work: SceneWork) -> dict[str, Any]:
         "worker_seconds": round(work.seconds, 3),
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in work.stages.items()},
         "failed_windows": [window._asdict() for window in work.failed_windows],
-        "published": None if work.published is None else work.published.mask.name,
+        "published": None if work.published is None else work.published.raster.name,
         "failure": work.failure,
     }  # fmt: skip

@@ -20,7 +20,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.environment import Node
 from pipeline.errors import Refused, Unreadable
-from pipeline.models.metrics import Scores
 from pipeline.training.fit import Training, fit
 from pipeline.training.loop import Epoch, State, Trainer, best_epoch
 
@@ -38,7 +37,7 @@ class News:
     step: tuple[int, int, int, float] | None = None  # epoch, step, steps of an epoch, loss
     epochs: list[tuple[Epoch, bool]] = field(default_factory=list)  # and whether it is the best so far
     refused: str | None = None
-    scores: dict[str, Scores] | None = None
+    scores: dict[str, Any] | None = None
 
 
 @ray.remote(num_cpus=0)
@@ -102,7 +101,7 @@ def _work(config: dict[str, Any]) -> None:
 def train_on_ray(
     training: Training, nodes: list[Node], *, workers: int, storage: str, name: str, tell: Callable[[News], None],
     access: Mapping[str, str],
-) -> dict[str, Scores] | None:  # fmt: skip
+) -> dict[str, Any] | None:  # fmt: skip
     """Train on `workers` of Ray's workers, and return the scores on the test set; `tell` hears how far it is.
 
     The same `name` in the same `storage`, a folder or s3:// URI that all nodes see, goes on after the last epoch that was

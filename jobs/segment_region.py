@@ -1,4 +1,4 @@
-"""Segment rasters of any size into class masks, ground areas and pictures.
+"""Segment rasters of any size into class masks, or into the number that a model predicts for each pixel, ground areas and pictures.
 
     python jobs/segment_region.py SCENE [SCENE ...] --model BUNDLE --output OUT
     ray job submit --working-dir . -- python jobs/segment_region.py ...        the same, on a cluster
@@ -27,7 +27,6 @@ from pipeline.errors import Refused, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.region import Area
-from pipeline.imagery.storage import Place
 from pipeline.inference.ledger import compare_dataset, describe_dataset, sweep_dataset
 from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
@@ -35,10 +34,12 @@ from pipeline.inference.trial import prepare_trial
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import REFERENCE, check_precision
 from pipeline.models.engine import choose_device, describe_device
-from pipeline.results.publish import published_rows
+from pipeline.models.layers import layers_of
+from pipeline.results.publish import TABLES, published_rows
+from pipeline.results.summary import summary
 
 DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
-SCENES_SHOWN, WINDOWS_SHOWN = 10, 10
+WINDOWS_SHOWN = 10
 EXAMPLE = """example:
   python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
 
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def segment_region(options: argparse.Namespace) -> int:
     """From scenes to masks: open, plan, segment, publish, report."""
-    request = read_request(options, use_access(options))
+    access = use_access(options)
     bundle = load_bundle(options.model)
+    request = read_request(options, access, bundle)
     area = read_area(options)
     description = describe_dataset(bundle, request.settings, area.label if area else None)
     for note in storage.check_writable(request.out):
@@ -102,7 +104,8 @@ def segment_region(options: argparse.Namespace) -> int:
     sweep_dataset(request.out)
     if options.clean:
         clean(scenes, request)
-    print_summary(works, [published_rows(ledger) for ledger in done.values()], refusals, request.out)
+    before = [published_rows(ledger, request.settings.layers[0]) for ledger in done.values()]
+    print_summary(works, before, refusals, request)
     return code
 
 
@@ -119,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     region = parser.add_mutually_exclusive_group()
     region.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="only this box, in degrees (EPSG:4326)")
     region.add_argument("--aoi", metavar="FILE", help="only inside the polygons of this vector file, in the CRS it declares")
-    parser.add_argument("--save", default="mask", metavar="LAYERS", help="mask,confidence,probabilities (default: mask)")
+    parser.add_argument("--save", metavar="LAYERS", help="mask,confidence,probabilities (default: mask); of a number a pixel: value")
     parser.add_argument("--workers", default="auto", metavar="N", help="actors, one a core or GPU (default: auto)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--tile", default="auto", metavar="PX", help="what the network sees at once (default: auto)")
@@ -138,7 +141,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def read_request(options: argparse.Namespace, access: Mapping[str, str]) -> Request:
+def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle: Bundle) -> Request:
     """Check the options that need no file. Raises Refused, naming the option."""
     for option in ("parcels", "parcel_id", "mpp"):
         if getattr(options, option) is not None:
@@ -148,9 +151,10 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str]) -> Requ
         raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
     if options.memory is not None and not options.memory > 0:
         raise Refused(f"--memory {options.memory:g}: must be above 0 GB")
+    layers = layers_of(bundle, [layer.strip() for layer in (options.save or bundle.layer).split(",")])
     settings = Settings(
         precision=options.precision, tile=number("tile", options.tile), halo=number("halo", options.halo, "auto", "exact"),
-        shard=number("shard", options.shard), layers=read_layers(options.save),
+        shard=number("shard", options.shard), layers=layers,
     )  # fmt: skip
     return Request(
         out=storage.place_of(options.output), settings=settings, workers=number("workers", options.workers),
@@ -166,14 +170,6 @@ def number(option: str, text: str, *words: str) -> Any:
     if not text.isdigit() or (text == "0" and option != "halo"):
         raise Refused(f"--{option} {text}: must be a whole number or {' or '.join(words or ('auto',))}")
     return int(text)
-
-
-def read_layers(text: str) -> tuple[str, ...]:
-    """The layers to save, the mask first."""
-    asked = {layer.strip() for layer in text.split(",") if layer.strip()}
-    for layer in sorted(asked - {"mask", "confidence", "probabilities"}):
-        raise Refused(f"--save {layer}: {'is not supported yet' if layer == 'polygons' else 'unknown'}; use mask,confidence,probabilities")
-    return ("mask", *(layer for layer in ("confidence", "probabilities") if layer in asked))
 
 
 def read_area(options: argparse.Namespace) -> Area | None:
@@ -234,41 +230,18 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
         print(f"  about {clock(tiles * seconds[key] / workers)} with {workers} worker(s), from one tile timed here")
 
 
-def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]]], refusals: Mapping[str, str], out: Place) -> None:
-    """Print the class areas, what failed, and where the files are. `done` are the tables that were there before."""
-    tables = [work.published.rows for work in works if work.published] + list(done)
-    if len(tables) <= SCENES_SHOWN:
-        for rows in tables:
-            print_areas(rows[0]["scene_id"], rows)
-    else:
-        print_areas(f"{len(tables)} scenes", add_scenes(tables))
+def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]]], refusals: Mapping[str, str], request: Request) -> None:
+    """Print the class areas or the values, what failed, and where the files are. `done` are the tables that were there before."""
+    for line in summary([work.published.rows for work in works if work.published] + list(done)):
+        print(line)
     for work in works:
         print_failures(work)
     if done:
         print(f"\n{len(done)} scene(s) were done already: nothing to do for them")
     for reason in refusals.values():
         print(f"\nskipped: {one_line(reason)}")
-    print(f"\nmasks, pictures and STAC items are in {out / 'scenes'}, tables in {out / 'results' / 'areas'}")
-
-
-def add_scenes(tables: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One table of several scenes; areas are those of the scenes that have a place on the ground."""
-    total = [dict(row, pixel_count=0, area_m2=0.0) for row in tables[0]]
-    for rows in tables:
-        for row, more in zip(total, rows, strict=True):
-            row["pixel_count"] += more["pixel_count"]
-            row["area_m2"] += more["area_m2"] or 0.0
-    valid = sum(row["pixel_count"] for row in total)
-    return [row | {"share": row["pixel_count"] / valid if valid else None} for row in total]
-
-
-def print_areas(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A line a class."""
-    print(f"\n{one_line(title)}")
-    for row in rows:
-        area = "" if row["area_m2"] is None else f"{row['area_m2'] / 1e6:14,.2f} km2"
-        share = "" if row["share"] is None else f"{row['share']:8.2%}"
-        print(f"  {row['class_id']:3d} {one_line(row['class_name'])[:32]:32s}{row['pixel_count']:14,d} px{area}{share}")
+    out, layer = request.out, request.settings.layers[0]
+    print(f"\n{layer}s, pictures and STAC items are in {out / 'scenes'}, tables in {out / 'results' / TABLES[layer].folder}")
 
 
 def print_failures(work: SceneWork) -> None:
@@ -279,7 +252,7 @@ def print_failures(work: SceneWork) -> None:
     if len(work.failed_windows) > WINDOWS_SHOWN:
         lines.append(f"and {len(work.failed_windows) - WINDOWS_SHOWN} more, in the run record")
     if work.published and not work.published.complete:
-        lines.append(f"what could be segmented is in {work.published.mask}")
+        lines.append(f"what could be segmented is in {work.published.raster}")
     elif work.published and not work.published.committed and not work.committed_before:
         lines.append("another run finished this scene first; its manifest holds")
     if lines:

@@ -31,14 +31,12 @@ from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.engine import choose_device
-from pipeline.models.metrics import Scores
 from pipeline.models.random_bundle import save_random_bundle
 from pipeline.models.zoo import table
 from pipeline.training.augmentation import Augmentation
-from pipeline.training.baselines import score_table
-from pipeline.training.classes import colour_value
 from pipeline.training.fit import Training, fit
-from pipeline.training.loop import METRICS, OPTIMISERS, SCHEDULES, Epoch, Recipe, Trainer, best_epoch
+from pipeline.training.loop import CLASS_METRICS, OPTIMISERS, SCHEDULES, VALUE_METRICS, Epoch, Recipe, Trainer, best_epoch
+from pipeline.training.losses import SQUARED_ERROR
 from pipeline.training.prepare import Request, describe, draw_check, prepare
 
 DONE, ERROR, REFUSED = 0, 1, 2
@@ -50,6 +48,7 @@ EXAMPLE = """examples:
   python jobs/train_model.py --architecture segnet --data camvid/train.txt --validation camvid/val.txt --ignore 11 \\
       --window 352x480 --output street-model
   python jobs/train_model.py --architecture unet --data "mosaics/Tile 1" "mosaics/Tile 2" --test "mosaics/Tile 6" --output roofs
+  python jobs/train_model.py --architecture unet --data scene.tif --labels canopy_height.tif --loss mse --test 0.2 --output heights
   python jobs/train_model.py --architecture unet --epochs 0 --bands 4 --classes 3 --output random-model
 
 SOURCE is a scene (raster or STAC item, with --labels), a folder of images (with --labels the folder of masks), a folder that
@@ -109,7 +108,7 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
     storage.remove_folder(run / CHECKPOINTS)
     if scores:
         print(f"on the test set ({training.split.how}):")
-        print(score_table(scores, training.class_names))
+        print(training.task.table(scores))
     print_bundle(load_bundle(output))
     print(f"{run}: epochs.csv, curves.png, samples.png, tensorboard/")
 
@@ -129,7 +128,7 @@ def read_request(options: argparse.Namespace, words: Sequence[str]) -> Request:
     )  # fmt: skip
 
 
-def run_training(training: Training, options: argparse.Namespace, access: Mapping[str, str]) -> dict[str, Scores] | None:
+def run_training(training: Training, options: argparse.Namespace, access: Mapping[str, str]) -> dict[str, Any] | None:
     """On Ray; in this process where Ray is not installed."""
     progress = Progress(training)
     if find_spec("ray") is None:
@@ -158,7 +157,7 @@ def settings_of(training: Training, workers: int) -> dict[str, Any]:
         "architecture": training.architecture,
         "arguments": training.arguments,
         "bands": [asdict(band) for band in training.statistics.bands],
-        "classes": [asdict(item) for item in training.split.train[0].classes],
+        **training.task.settings(),
         "split": training.split.to_json(),
         "recipe": asdict(training.recipe),
         "encoder": training.encoder,
@@ -192,7 +191,7 @@ class Progress:
     """A line for each epoch, under a heading, and between them how far the epoch is: a bar on a terminal, lines in a log."""
 
     def __init__(self, training: Training):
-        self.epochs = training.recipe.epochs
+        self.epochs, self.columns = training.recipe.epochs, training.task.columns
         self.written, self.headed, self.bar = time.monotonic(), False, sys.stderr.isatty()
 
     def resumed(self) -> None:
@@ -217,12 +216,10 @@ class Progress:
             print("\r\x1b[K", end="", file=sys.stderr)
         if not self.headed:
             self.headed = True
-            print("epoch     loss  accuracy  mean IoU  mean F1   seconds")
-        print(
-            f"{epoch.number:>5} {epoch.loss:>8.4f} {epoch.accuracy:>9.4f} {epoch.mean_iou:>9.4f} {epoch.mean_f1:>8.4f}"
-            f" {epoch.seconds:>9.1f}"
-            + ("  best so far" if best else ""), flush=True,
-        )  # fmt: skip
+            titles = "".join(f" {title:>{kind.split('.')[0]}}" for title, _, kind in self.columns)
+            print(f"epoch     loss{titles}   seconds")
+        scores = "".join(f" {epoch.scores[name]:>{kind}}" for _, name, kind in self.columns)
+        print(f"{epoch.number:>5} {epoch.loss:>8.4f}{scores} {epoch.seconds:>9.1f}{'  best so far' if best else ''}", flush=True)
         self.written = time.monotonic()
 
     def tell(self, news: Any) -> None:
@@ -241,6 +238,8 @@ def save_random(options: argparse.Namespace, words: Sequence[str]) -> Bundle:
     storage.check_writable(folder)
     if options.data or not (str(options.bands).isdigit() and str(options.classes).isdigit()):
         raise Refused("--epochs 0 makes random weights: it needs --bands N and --classes K, and no --data")
+    if options.loss == SQUARED_ERROR:
+        raise Refused(f"--loss {SQUARED_ERROR}: --epochs 0 makes random weights of classes; a target comes from labels")
     bundle = save_random_bundle(
         folder, architecture=options.architecture, arguments=dict(options.argument), bands=int(options.bands),
         classes=int(options.classes), seed=options.seed,
@@ -296,11 +295,10 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--classes", metavar="FILE", help="the class table; with --epochs 0 the number of classes")
     group.add_argument("--allow-vrt", action="store_true", help=ALLOW_VRT)
-    group.add_argument("--class-column", metavar="NAME", help="of label polygons (default: class)")
+    group.add_argument("--class-column", metavar="NAME", help="of label polygons: their classes, or numbers (default: class, or value)")
     group.add_argument(
         "--ignore",
         nargs="+",
-        type=colour_value,
         default=[],
         metavar="VALUE",
         help="label values, or colours #RRGGBB, that are neither learnt nor scored",
@@ -323,7 +321,10 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--window", type=height_width, default=usual.window, metavar="PX|HxW", help="size of training windows (default 128)")
     group.add_argument("--optimiser", choices=OPTIMISERS, default=usual.optimiser, help=f"(default {usual.optimiser})")
     group.add_argument("--schedule", choices=SCHEDULES, default=usual.schedule, help=f"of the learning rate (default {usual.schedule})")
-    group.add_argument("--metric", choices=METRICS, default=usual.metric, help=f"that the best epoch is chosen by (default {usual.metric})")
+    group.add_argument(
+        "--metric", choices=(*CLASS_METRICS, *VALUE_METRICS), default="",
+        help=f"that the best epoch is chosen by (default {CLASS_METRICS[0]}, with --loss mse {VALUE_METRICS[0]})",
+    )  # fmt: skip
     group.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16" if choose_device() == "cuda" else "fp32", help="of the computation"
     )
@@ -335,7 +336,7 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
         ("encoder-rate", float, "X", "times the learning rate, for the encoder; 0: frozen"),
         ("warm-up", float, "EPOCHS", "in which the learning rate rises"),
         ("weight-decay", float, "X", "L2, of weights but not of norms and biases"),
-        ("loss", str, "LOSS", "cross_entropy, focal, dice, or a sum such as cross_entropy+0.5*dice"),
+        ("loss", str, "LOSS", "cross_entropy, focal, dice, or a sum such as cross_entropy+0.5*dice; mse where labels are numbers"),
         ("label-smoothing", float, "X", "share of the target given to the other classes"),
         ("ema", float, "X", "keep a moving average of the weights with this decay a step; 0: none"),
         ("clip", float, "X", "largest norm of the gradients; 0: any"),

@@ -11,8 +11,11 @@ import torch
 from rasterio.transform import Affine
 from torch import nn
 
+from pipeline.models.bundle import Target
+
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared"
+HEIGHT = Target("canopy height", "m", mean=14.3, std=7.1, low=1.5, high=30.25)
 COLOURS = ["#1b7837", "#d9b365", "#f5f5f5", "#c51b7d", "#2166ac", "#fdae61", "#762a83"]
 UTM = {"crs": "EPSG:32612", "transform": Affine(30.0, 0.0, 301905.0, 0.0, -30.0, 4154085.0)}
 
@@ -42,8 +45,8 @@ def smooth_noise(seed: int, shape_CHW: tuple[int, int, int], high: int = 255) ->
     return scaled.astype(np.uint8 if high < 256 else np.uint16)
 
 
-def wide_logits(network: nn.Module, bands: int, seed: int) -> nn.Module:
-    """Random weights whose classes vary from pixel to pixel with margins far above fp32 rounding."""
+def wide_logits(network: nn.Module, bands: int, seed: int, wide: float = 10) -> nn.Module:
+    """Random weights whose classes vary from pixel to pixel with margins far above fp32 rounding; `wide` is the spread of a logit."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -55,8 +58,8 @@ def wide_logits(network: nn.Module, bands: int, seed: int) -> nn.Module:
         logits_KHW = network((values_CHW - 128)[None] / 50)[0]
         spread = logits_KHW.std(dim=(1, 2)).clamp(min=1e-6)
     with torch.no_grad():
-        head.weight *= (10 / spread).reshape(-1, 1, 1, 1)
-        head.bias.copy_(-logits_KHW.mean(dim=(1, 2)) * 10 / spread + head.bias * 10 / spread)
+        head.weight *= (wide / spread).reshape(-1, 1, 1, 1)
+        head.bias.copy_(-logits_KHW.mean(dim=(1, 2)) * wide / spread + head.bias * wide / spread)
     return network
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.geometry.windows import BLOCK, Window, ceil_to
 
-NODATA = 255
+NODATA = 255  # of bytes
 Reduce = Callable[[np.ndarray], np.ndarray]
 
 
@@ -29,12 +30,17 @@ class Level(NamedTuple):
 
 
 class Block(NamedTuple):
-    """512 x 512 px (uint8) of a level, at block row `row` and block column `col`; beyond the level's edge they are nodata."""
+    """512 x 512 px of a level, at block row `row` and block column `col`; beyond the level's edge they are nodata."""
 
     level: int
     row: int
     col: int
     pixels_HW: np.ndarray
+
+
+def nodata_of(dtype: npt.DTypeLike) -> float:
+    """What stands for a pixel without data: 255 among bytes (class ids, percentages), NaN among floats."""
+    return NODATA if np.dtype(dtype) == np.uint8 else np.nan
 
 
 def level_sizes(height: int, width: int) -> list[Level]:
@@ -84,6 +90,18 @@ def average(rows_HW: np.ndarray) -> np.ndarray:
     quarters = [quarter.astype(np.uint16) for quarter in _quarters(rows_HW)]
     counted = sum((quarter + 1024) * (quarter != NODATA) for quarter in quarters)  # 1024 x how many are valid, plus their sum
     return _MEANS[counted]
+
+
+def mean(rows_HW: np.ndarray) -> np.ndarray:
+    """Half the rows and columns of float32 values: the mean of the valid ones of each 2 x 2 pixels, summed in fp64 (GDAL's AVERAGE)."""
+    quarters = [rows_HW[row::2, col::2] for row in (0, 1) for col in (0, 1)]
+    counted = np.zeros(quarters[0].shape, np.uint8)
+    total = np.zeros(quarters[0].shape)
+    for quarter in quarters:
+        valid = ~np.isnan(quarter)
+        counted += valid
+        np.add(total, quarter, out=total, where=valid)
+    return np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0).astype(np.float32)
 
 
 _VALID, _SUM = np.divmod(np.arange(5 * 1024), 1024)
@@ -140,4 +158,4 @@ def _padded(rows_HW: np.ndarray) -> np.ndarray:
     """The rows with nodata on the right and below, to whole blocks."""
     height, width = rows_HW.shape
     missing = ((0, ceil_to(height, BLOCK) - height), (0, ceil_to(width, BLOCK) - width))
-    return np.pad(rows_HW, missing, constant_values=NODATA) if any(after for _, after in missing) else rows_HW
+    return np.pad(rows_HW, missing, constant_values=nodata_of(rows_HW.dtype)) if any(after for _, after in missing) else rows_HW

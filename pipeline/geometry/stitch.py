@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
+from pipeline.geometry.pyramid import nodata_of
 from pipeline.geometry.windows import BLOCK, Window, ceil_to
 
 
@@ -14,17 +16,17 @@ class Strips:
 
     `paste_core` places one tile's core; `finished(stop)` yields what is complete once every core above row `stop` is
     placed, as (window in scene pixels, array of LHW layers), and keeps the rest. Strips are multiples of 512 rows,
-    except the last. Pixels that no core was pasted on are nodata (255).
+    except the last. Pixels that no core was pasted on are nodata: 255 in bytes, NaN in floats.
     """
 
-    def __init__(self, shard: Window, layers: int, nodata: int = 255):
+    def __init__(self, shard: Window, layers: int, dtype: npt.DTypeLike = np.uint8):
         self.shard = shard
-        self.nodata = nodata
+        self.nodata = nodata_of(dtype)
         self.top = shard.row  # the scene row of the buffer's first row
-        self.buffer_LHW = np.full((layers, 0, shard.width), nodata, np.uint8)
+        self.buffer_LHW = np.full((layers, 0, shard.width), self.nodata, dtype)
 
     def paste_core(self, layers_LHW: np.ndarray, core: Window) -> None:
-        """Write the core's layers (uint8, layers x core.height x core.width) into the buffer."""
+        """Write the core's layers (layers x core.height x core.width) into the buffer."""
         rows, cols = core.relative_to(self.shard._replace(row=self.top)).slices()
         self._grow(rows.stop)
         self.buffer_LHW[:, rows, cols] = layers_LHW
@@ -45,6 +47,6 @@ class Strips:
         layers, present, width = self.buffer_LHW.shape
         if height > present:
             rows = min(ceil_to(height, BLOCK), self.shard.rows.stop - self.top)
-            grown = np.full((layers, rows, width), self.nodata, np.uint8)
+            grown = np.full((layers, rows, width), self.nodata, self.buffer_LHW.dtype)
             grown[:, :present] = self.buffer_LHW
             self.buffer_LHW = grown

@@ -15,7 +15,7 @@ from rasterio.features import geometry_mask
 from rasterio.transform import Affine
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import Span, Window, snap_outward
+from pipeline.geometry.windows import BLOCK, Span, Window, cells, snap_outward
 from pipeline.imagery import storage
 from pipeline.imagery.raster import Grid, Scene
 from pipeline.imagery.storage import Place
@@ -86,6 +86,16 @@ class Region:
             [self.geometry], out_shape=(window.height, window.width),
             transform=Affine.translation(window.col, window.row), invert=True,
         )  # fmt: skip
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels belong."""
+        total = 0
+        for rows in cells(self.window.rows, BLOCK):
+            strip = Window.of(rows, self.window.cols)
+            inside_HW = self.inside(strip)
+            total += strip.pixels if inside_HW is None else int(inside_HW.sum())
+        return total
 
 
 def check_coordinates(path: Place, geometries: np.ndarray) -> None:

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
-from pipeline.geometry.pyramid import NODATA, Block, Level, Pyramid, Reduce, average, level_sizes, mode
+from pipeline.geometry.pyramid import Block, Level, Pyramid, level_sizes, nodata_of
 from pipeline.geometry.windows import BLOCK, Window
 from pipeline.imagery import storage
 from pipeline.imagery.raster import Grid
 from pipeline.inference import tiff
-from pipeline.inference.blocks import BlockFile, Index, compress, damaged, decompress, read_blocks, read_index
+from pipeline.inference.blocks import BlockFile, Index, compress, damaged, decompress, predictor_of, read_blocks, read_index
 from pipeline.inference.part import read_part
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import Bundle
+from pipeline.models.layers import LAYERS, Layer, bands_of
 
 LARGEST_CLASSIC = 2**32 - 1  # bytes of a TIFF with offsets of 32 bits
 SUBFILE, WIDTH, HEIGHT, OFFSETS, SIZES = 254, 256, 257, 324, 325  # tags of TIFF 6.0
@@ -60,45 +62,50 @@ class Placed(NamedTuple):
     holes: bool  # some blocks lie in no piece: they share one block of nodata, which comes last
 
 
-def write_mask(parts: Iterable[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, *, input_id: str) -> None:
-    """Write the class ids of a scene as a COG with colour table, class table and `input_id`."""
-    tags = {"CLASSES": json.dumps(bundle.class_table), "INPUT_ID": input_id, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri}
-    write_cog(parts, [0], target, region=plan.region.window, grid=plan.scene.grid, tags=tags, names=["class"], colours=bundle.colours)
+class Description(NamedTuple):
+    """What a raster says of itself: its tags, its bands' names and their unit; with `colours` it is a palette image."""
+
+    tags: Mapping[str, str]
+    names: Sequence[str]
+    unit: str = ""
+    colours: Mapping[int, tuple[int, int, int]] | None = None
 
 
-def write_layer(layer: str, parts: Sequence[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, *, input_id: str) -> None:
-    """Write one of a plan's layers as a COG: mask, confidence, or probabilities with a band a class."""
+def write_layer(layer: str, parts: Iterable[tuple[Window, Path]], target: Path, plan: Plan, bundle: Bundle, *, input_id: str) -> None:
+    """Write one of a plan's layers as a COG, with `input_id` among its tags."""
+    numbers = [number for number, one in enumerate(bands_of(plan.layers, plan.classes)) if one == layer]
+    tags = {"INPUT_ID": input_id, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri}
+    about = _describe(layer, bundle, tags)
+    write_cog(parts, numbers, target, kind=LAYERS[layer], region=plan.region.window, grid=plan.scene.grid, about=about)
+
+
+def _describe(layer: str, bundle: Bundle, tags: Mapping[str, str]) -> Description:
     if layer == "mask":
-        write_mask(parts, target, plan, bundle, input_id=input_id)
-        return
-    number = sum(plan.classes if before == "probabilities" else 1 for before in plan.layers[: plan.layers.index(layer)])
-    many = layer == "probabilities"
-    write_cog(
-        parts, list(range(number, number + (plan.classes if many else 1))), target, region=plan.region.window, grid=plan.scene.grid,
-        tags={"INPUT_ID": input_id, "MODEL_ID": bundle.model_id, "SCENE": plan.scene.uri},
-        names=[entry.name for entry in bundle.classes] if many else [layer],
-    )  # fmt: skip
+        return Description({"CLASSES": json.dumps(bundle.class_table), **tags}, ["class"], colours=bundle.colours)
+    if layer == "value" and bundle.target:
+        return Description({"TARGET": json.dumps(asdict(bundle.target)), **tags}, [bundle.target.name], bundle.target.unit)
+    return Description(tags, [entry.name for entry in bundle.classes] if LAYERS[layer].of_each_class else [layer])
 
 
 def write_cog(
-    parts: Iterable[tuple[Window, Path]], layers: Sequence[int], target: Path, *, region: Window, grid: Grid,
-    tags: Mapping[str, str], names: Sequence[str], colours: Mapping[int, tuple[int, int, int]] | None = None,
+    parts: Iterable[tuple[Window, Path]], layers: Sequence[int], target: Path, *, kind: Layer, region: Window, grid: Grid,
+    about: Description,
 ) -> None:  # fmt: skip
-    """Write the layers `layers` of the parts as the bands of one COG over `region`, 255 where no part lies.
+    """Write the layers `layers` of the parts, all of one kind, as the bands of one COG over `region`, nodata where no part lies.
 
-    `names` are the band descriptions; `colours` makes it a palette image. Overviews are the mode for layer 0, the mask,
-    and averages for others. A part that does not hold what was written into it raises Unreadable, naming it; a full disk
-    raises OSError. The same parts give the same bytes. In memory are a block row of one level and the parts' indices.
+    A part that does not hold what was written into it raises Unreadable, naming it; a full disk raises OSError. The same
+    parts give the same bytes. In memory are a block row of one level and the parts' indices.
     """
+    blank = compress(np.full((BLOCK, BLOCK), nodata_of(kind.dtype), kind.dtype))
     pieces = [_piece(path, shard, region, layers) for shard, path in parts]
     levels = level_sizes(region.height, region.width)
     with storage.discarded(target.with_name(target.name.removesuffix(".tmp") + ".coarse.tmp")) as coarse:
-        pieces += _coarse_levels(pieces, levels, [average if layer else mode for layer in layers], coarse)
-        placed, end = _place(pieces, levels, len(layers))
-        head = _header(_template(region, grid, tags, names, colours), levels, placed, end)
+        pieces += _coarse_levels(pieces, levels, len(layers), kind, coarse)
+        placed, end = _place(pieces, levels, len(layers), len(blank))
+        head = _header(_template(region, grid, about, kind.dtype), levels, placed, end)
         with target.open("wb") as file:
             file.write(head)
-            for data in _data(pieces, placed):
+            for data in _data(pieces, placed, blank):
                 file.write(data)
     _check(target, len(head) + end, levels, len(layers))
 
@@ -110,17 +117,17 @@ def _piece(path: Path, shard: Window, region: Window, layers: Sequence[int]) -> 
     return Piece(path, shard.relative_to(region), [[level[layer] for layer in layers] for level in content.blocks])
 
 
-def _coarse_levels(pieces: Sequence[Piece], levels: Sequence[Level], reduce: Sequence[Reduce], path: Path) -> list[Piece]:
+def _coarse_levels(pieces: Sequence[Piece], levels: Sequence[Level], bands: int, kind: Layer, path: Path) -> list[Piece]:
     """The levels that the parts lack, made from the coarsest that all of them hold, as one more piece in the file `path`."""
     held = min((len(piece.blocks) for piece in pieces), default=len(levels))
     if held >= len(levels):
         return []
     base = held - 1
-    with BlockFile(path, len(levels), len(reduce)) as file:
-        for band, function in enumerate(reduce):
-            pyramid = Pyramid(len(levels) - base, function)
+    with BlockFile(path, len(levels), bands) as file:
+        for band in range(bands):
+            pyramid = Pyramid(len(levels) - base, kind.reduce)
             for row in range(levels[base].block_rows):
-                file.write(band, _above(base, pyramid.add(_block_row(pieces, base, band, row, levels[base].block_cols))))
+                file.write(band, _above(base, pyramid.add(_block_row(pieces, base, band, row, levels[base].block_cols, kind.dtype))))
             file.write(band, _above(base, pyramid.finish()))
         file.finish({})
     return [Piece(path, Window(0, 0, *levels[0]), read_index(path).blocks)]
@@ -131,19 +138,19 @@ def _above(base: int, blocks: Iterable[Block]) -> Iterator[Block]:
     return (block._replace(level=base + block.level) for block in blocks if block.level > 0)
 
 
-def _block_row(pieces: Sequence[Piece], level: int, band: int, row: int, block_cols: int) -> np.ndarray:
+def _block_row(pieces: Sequence[Piece], level: int, band: int, row: int, block_cols: int, dtype: npt.DTypeLike) -> np.ndarray:
     """The pixels of a block row of a level, nodata where no piece lies."""
-    rows_HW = np.full((BLOCK, block_cols * BLOCK), NODATA, np.uint8)
+    rows_HW = np.full((BLOCK, block_cols * BLOCK), nodata_of(dtype), dtype)
     for piece in pieces:
         rows, cols = piece.cells(level)
         if rows.start <= row < rows.stop:
             entries = piece.blocks[level][band].reshape(rows.stop - rows.start, cols.stop - cols.start, 3)[row - rows.start]
             for col, data in enumerate(read_blocks(piece.path, entries), cols.start):
-                rows_HW[:, col * BLOCK : (col + 1) * BLOCK] = decompress(data)
+                rows_HW[:, col * BLOCK : (col + 1) * BLOCK] = decompress(data, dtype)
     return rows_HW
 
 
-def _place(pieces: Sequence[Piece], levels: Sequence[Level], bands: int) -> tuple[list[Placed], int]:
+def _place(pieces: Sequence[Piece], levels: Sequence[Level], bands: int, blank_bytes: int) -> tuple[list[Placed], int]:
     """Where each level's blocks go, and how long all are: the coarsest level first, and in a level piece by piece, band by band."""
     placed, end = [], 0
     for number, level in reversed(list(enumerate(levels))):
@@ -156,25 +163,20 @@ def _place(pieces: Sequence[Piece], levels: Sequence[Level], bands: int) -> tupl
                 offsets[cells] = (end + np.cumsum(lengths) - lengths).reshape(sizes[cells].shape)
                 end += int(lengths.sum())
         empty = sizes == 0
-        offsets[empty], sizes[empty] = end, len(_nodata_block())
-        end += len(_nodata_block()) * bool(empty.any())
+        offsets[empty], sizes[empty] = end, blank_bytes
+        end += blank_bytes * bool(empty.any())
         placed.append(Placed(offsets, sizes, bool(empty.any())))
     return placed[::-1], end
 
 
-def _data(pieces: Sequence[Piece], placed: Sequence[Placed]) -> Iterator[bytes]:
+def _data(pieces: Sequence[Piece], placed: Sequence[Placed], blank: bytes) -> Iterator[bytes]:
     """The blocks in the order in which they were placed."""
     for level in reversed(range(len(placed))):
         for piece in pieces:
             if piece.holds(level):
                 yield from read_blocks(piece.path, np.concatenate(piece.blocks[level]))
         if placed[level].holes:
-            yield _nodata_block()
-
-
-@cache
-def _nodata_block() -> bytes:
-    return compress(np.full((BLOCK, BLOCK), NODATA, np.uint8))
+            yield blank
 
 
 def _header(template: tiff.Directory, levels: Sequence[Level], placed: Sequence[Placed], data_bytes: int) -> bytes:
@@ -194,23 +196,24 @@ def _header(template: tiff.Directory, levels: Sequence[Level], placed: Sequence[
     return make(len(make(0, big)), big)
 
 
-def _template(
-    region: Window, grid: Grid, tags: Mapping[str, str], names: Sequence[str], colours: Mapping[int, tuple[int, int, int]] | None
-) -> tiff.Directory:
+def _template(region: Window, grid: Grid, about: Description, dtype: npt.DTypeLike) -> tiff.Directory:
     """The tags that GDAL gives to such a raster of one block: place, colours, nodata, metadata, how pixels are stored."""
     transform = grid.affine * Affine.translation(region.col, region.row)
+    predictor = predictor_of(dtype)
     with rasterio.Env(GDAL_PAM_ENABLED="NO"), MemoryFile() as memory:
         with memory.open(
-            driver="GTiff", dtype="uint8", nodata=NODATA, count=len(names), height=BLOCK, width=BLOCK, crs=grid.rasterio_crs,
-            transform=None if transform.is_identity else transform, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
-            compress="DEFLATE", interleave="band", photometric="PALETTE" if colours else "MINISBLACK", sparse_ok=True, bigtiff="NO",
-            endianness="LITTLE",
+            driver="GTiff", dtype=np.dtype(dtype).name, nodata=nodata_of(dtype), count=len(about.names), height=BLOCK, width=BLOCK,
+            crs=grid.rasterio_crs, transform=None if transform.is_identity else transform, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+            compress="DEFLATE", interleave="band", photometric="PALETTE" if about.colours else "MINISBLACK", sparse_ok=True, bigtiff="NO",
+            endianness="LITTLE", **({"predictor": predictor} if predictor else {}),
         ) as dataset:  # fmt: skip
-            dataset.update_tags(**tags)
-            for number, name in enumerate(names, 1):
+            dataset.update_tags(**about.tags)
+            for number, name in enumerate(about.names, 1):
                 dataset.set_band_description(number, name)
-            if colours:
-                dataset.write_colormap(1, colours)
+                if about.unit:
+                    dataset.set_band_unit(number, about.unit)
+            if about.colours:
+                dataset.write_colormap(1, about.colours)
         return tiff.first_directory(bytes(memory.getbuffer()))
 
 

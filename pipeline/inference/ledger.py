@@ -8,7 +8,7 @@ the manifest, which is the commit point. All are created once. An attempt is nam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def describe_dataset(bundle: Bundle, settings: Settings, region: str | None) -> 
         "schema_version": DATASET_SCHEMA,
         "bundle": bundle.model_id,
         "classes": bundle.class_table,
+        **({"target": asdict(bundle.target)} if bundle.target else {}),
         "parameters": {
             "region": region, "precision": settings.precision, "tile": settings.tile, "halo": settings.halo, "shard": settings.shard,
             "confidence": "confidence" in settings.layers, "probabilities": "probabilities" in settings.layers,

@@ -24,8 +24,9 @@ from pipeline.imagery.storage import Place
 from pipeline.models.allocator import TOP_PAD
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice
-from pipeline.models.engine import Execution, Scaling, layer_count
+from pipeline.models.engine import Execution, Scaling
 from pipeline.models.forward import ANY_SHAPE
+from pipeline.models.layers import LAYERS, bands_of, layers_of
 
 Auto = Literal["auto"]
 TileSize = tuple[int, int]  # height and width in px
@@ -45,8 +46,9 @@ SCRATCH, SCRATCH_FP32, SCRATCH_COMPILED = 2.0, 2.6, 2.9
 COPIES = 5
 LARGE_TILE_COST = 0.01  # an octave above 512 px: with the allocator's settings of an actor none was seen up to 2048 px
 SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
-MASK_DISK_BYTES = 0.6  # a pixel, parts and COG with their overviews: 0.22 seen on jobs/demo, 0.75 for patches of 2 px
-LAYER_DISK_BYTES = 1.6  # likewise of each other layer: 1.52 seen on jobs/demo
+# A pixel of a band, parts and COG with their overviews. Seen on jobs/demo: masks 0.22, or 0.75 for patches of 2 px; confidence
+# 1.52; values of U-Nets with random weights 8.7 in fp32, 7.2 in bf16, of which all bits vary.
+DISK_BYTES = {"mask": 0.6, "confidence": 1.6, "probabilities": 1.6, "value": 11.0}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Settings:
     tile: int | Auto = "auto"
     halo: int | Literal["auto", "exact"] = "auto"
     shard: int | Auto = "auto"
-    layers: tuple[str, ...] = ("mask",)
+    layers: tuple[str, ...] = ()  # by default the bundle's own: mask, or value
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,12 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """An upper estimate of what parts and results take while the scene is made."""
-        others = layer_count(self.layers, self.classes) - 1
-        return int(self.region.window.pixels * (MASK_DISK_BYTES + others * LAYER_DISK_BYTES)) + MIB
+        return int(self.region.window.pixels * sum(DISK_BYTES[layer] for layer in bands_of(self.layers, self.classes))) + MIB
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Of the layers, which have one for all."""
+        return LAYERS[self.layers[0]].dtype
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -186,7 +192,7 @@ def make_plan(
     size = batch if batch != "auto" else 4 if on_gpu else 1
     if size < 1:
         raise Refused(f"--batch {size}: must be at least 1")
-    layers = layer_count(settings.layers, len(bundle.classes))
+    layers = layers_of(bundle, settings.layers)
 
     def memory(tile: TileSize, shard: int) -> int:
         working = _memory_bytes(scene, bundle, execution, tile, halo, size, shard, layers)
@@ -210,7 +216,7 @@ def make_plan(
         engine="eager" if small else execution.engine, precision=execution.precision,
         network=QUANTISED if execution.precision == "int8" else None,
         choice=f"{choice.why}{'; not compiled for a shape of its own' if small else ''}",
-        threads=1, device=resources.device, layers=settings.layers, classes=len(bundle.classes),
+        threads=1, device=resources.device, layers=layers, classes=len(bundle.classes),
         memory_bytes=memory(tile, shard), cache_bytes=cache, software=software(),
     )  # fmt: skip
 
@@ -391,20 +397,22 @@ def _file_itemsize(scene: Scene) -> int:
 
 
 def _memory_bytes(
-    scene: Scene, bundle: Bundle, execution: Execution, tile: TileSize, halo: int, batch: int, shard: int, layers: int
-) -> int:
+    scene: Scene, bundle: Bundle, execution: Execution, tile: TileSize, halo: int, batch: int, shard: int,
+    layers: Sequence[str],
+) -> int:  # fmt: skip
     """The peak of one actor, which has two shards under way, without GDAL's cache."""
     lengths = (scene.grid.height, scene.grid.width)
     height, width = (min(size, ceil_to(length, bundle.reach.stride)) for size, length in zip(tile, lengths, strict=True))
     tile_px = height * width
-    bands, classes = len(bundle.bands), len(bundle.classes)
+    bands, logits = len(bundle.bands), bundle.outputs * (layers != ("mask",))  # that are brought to the tile's size
+    stored = sum(np.dtype(LAYERS[layer].dtype).itemsize for layer in bands_of(layers, len(bundle.classes)))
     in_fp32 = execution.precision == "fp32"
     scratch = SCRATCH_COMPILED if execution.engine == "compiled" else SCRATCH_FP32 if in_fp32 else SCRATCH
     activations = bundle.activation_bytes_per_pixel * scratch * (1.0 if in_fp32 else 0.5)
     in_shard = math.ceil(shard / (tile[0] - 2 * halo)) * math.ceil(shard / (tile[1] - 2 * halo))
     ahead = 2 * min(2 * batch + 1, in_shard) * tile_px * bands * (scene.dtype.itemsize + 1)
     inputs = batch * tile_px * bands * (4 + scene.dtype.itemsize)
-    outputs = tile_px * (9 + (4 + 4 + 1) * classes * (layers > 1))  # int64 and uint8 ids; fp32 logits, softmax, percent
-    strips = 6 * min(shard, scene.grid.width) * (tile[0] - 2 * halo + BLOCK) * layers
+    results = tile_px * (9 + (4 + 4 + 1) * logits)  # int64 and uint8 ids; fp32 logits, softmax, percent
+    strips = 6 * min(shard, scene.grid.width) * (tile[0] - 2 * halo + BLOCK) * stored
     process = PROCESS_BYTES + TOP_PAD + COPIES * bundle.weight_bytes
-    return int(process + batch * tile_px * activations + ahead + inputs + outputs + strips)
+    return int(process + batch * tile_px * activations + ahead + inputs + results + strips)

@@ -35,13 +35,15 @@ from pipeline.imagery.region import Region
 from pipeline.imagery.storage import Place
 from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.part import FailedWindow, PartWriter, Tally, add_up, check_part
+from pipeline.inference.part import FailedWindow, PartWriter, check_part
 from pipeline.inference.plan import QUANTISED, Auto, Plan, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.stages import Span, Stages
+from pipeline.inference.tally import Tallied, total
 from pipeline.inference.trial import prepare_trial
 from pipeline.models.allocator import keep_freed_memory
-from pipeline.models.bundle import NODATA, Bundle, load_bundle
-from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, layer_count, threads
+from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, threads
+from pipeline.models.layers import layer_count
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -49,12 +51,12 @@ Done = TypeVar("Done")
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard: its class counts, the windows that failed, where the time went and on which worker, and
+    """What became of a shard: what was counted in it, the windows that failed, where the time went and on which worker, and
     the largest batch that ran (0: none had to)."""
 
     shard: str
     pixels: int
-    tally: Tally
+    tally: Tallied
     failed: list[FailedWindow]
     spans: list[Span]
     batch: int
@@ -80,7 +82,7 @@ def segment_shard(
     """
     stages, failed, batch = Stages(), list[FailedWindow](), 0
     size = max(1, plan.batch >> (attempt - 1))
-    strips = Strips(shard, layer_count(plan.layers, plan.classes), NODATA)
+    strips = Strips(shard, layer_count(plan.layers, plan.classes), plan.dtype)
     rows = plan.tile_rows(shard)
     with ThreadPoolExecutor(1) as reading, PartWriter(part, shard, plan, stages) as writer:
         ahead = prefetched(reading, lambda tile: _read(tile, plan, reader, stages), chain.from_iterable(rows), 2 * plan.batch)
@@ -174,7 +176,7 @@ def _begin(
             if layers_LHW is None:
                 failed.append(FailedWindow(*tile.core, "the network's output is not finite"))
                 continue
-            layers_LHW[:, ~read.wanted_HW] = NODATA  # type: ignore[operator]
+            layers_LHW[:, ~read.wanted_HW] = strips.nodata  # type: ignore[operator]
             strips.paste_core(layers_LHW, tile.core)
 
     return paste
@@ -258,13 +260,13 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class Segmented:
-    """What came of a scene that was segmented in this process: the files by layer, its counts, and the windows that failed.
+    """What came of a scene that was segmented in this process: the files by layer, what was counted, and the windows that failed.
 
     Where windows failed there is one file, `<stem>.partial.tif`.
     """
 
     files: dict[str, Path]
-    tally: Tally
+    tally: Tallied
     failed: list[FailedWindow]
 
 
@@ -293,7 +295,7 @@ class LocalRun:
         return make_plan(scene, region, self.bundle, self.settings, batch=self.batch, choice=self.choice, resources=resources)
 
     def segment(self, plan: Plan, target: Path, folder: Path) -> Segmented:
-        """Segment a scene to the COG `target`, and its other layers beside it, `<stem>.<layer>.tif`.
+        """Segment a scene to the COG `target`, its mask or values, and its other layers beside it, `<stem>.<layer>.tif`.
 
         `folder`, on the same disk, is for parts and for what scenes of a run share. Raises Unreadable where the scene changed
         while it was read.
@@ -305,10 +307,11 @@ class LocalRun:
             results = share_shards(plan, self._segmenters, folder)
             check_unchanged(plan.scene)
             failed = [window for result in results for window in result.failed]
+            first, *others = plan.layers
             if failed:
-                files = {"mask": target.with_name(f"{target.stem}.partial.tif")}
+                files = {first: target.with_name(f"{target.stem}.partial.tif")}
             else:
-                files = {layer: target if layer == "mask" else target.with_name(f"{target.stem}.{layer}.tif") for layer in plan.layers}
+                files = {first: target, **{layer: target.with_name(f"{target.stem}.{layer}.tif") for layer in others}}
             for layer, path in files.items():
                 with storage.discarded(folder / f"{layer}.tmp") as finished:
                     write_layer(layer, parts, finished, plan, self.bundle, input_id=plan.scene.input_id)
@@ -316,14 +319,15 @@ class LocalRun:
         finally:
             for _, part in parts:
                 part.unlink(missing_ok=True)
-        return Segmented(files, add_up([result.tally for result in results], plan.classes), failed)
+        return Segmented(files, total(plan, [result.tally for result in results]), failed)
 
 
 def segment_scene(
     scene: str | Place | Scene, model: str | Place, output: str | Place, *, settings: Settings = Settings(), batch: int | Auto = "auto",
     workers: int | None = None, trusted: bool = False,
 ) -> dict[str, int]:  # fmt: skip
-    """Segment one scene to the COG `output` in this process, without Ray, and return the pixel count of each class.
+    """Segment one scene to the COG `output` in this process, without Ray, and return the pixel count of each class, or of the
+    bundle's target.
 
     `scene` is a raster, a STAC item, or a scene that was opened with the bundle's bands; `model` is a bundle. Other layers
     than the mask come beside it, as `<stem>.confidence.tif` and `<stem>.probabilities.tif`. A `trusted` scene may follow what
@@ -343,9 +347,10 @@ def segment_scene(
         for path in reversed(done.files.values()):
             storage.publish(path, target.parent / path.name)
     if done.failed:
-        rest = target.parent / done.files["mask"].name
+        rest = target.parent / done.files[plan.layers[0]].name
         raise Unreadable(f"{len(done.failed)} windows failed, {rest} holds the rest; the first: {done.failed[0].reason}")
-    return {entry.name: count for entry, count in zip(bundle.classes, done.tally.pixels, strict=True)}
+    names = [bundle.target.name] if bundle.target else [entry.name for entry in bundle.classes]
+    return dict(zip(names, done.tally.pixels, strict=True))
 
 
 def _open_one(scene: str | Place, bundle: Bundle, trusted: bool) -> Scene:

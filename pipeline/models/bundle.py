@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -103,6 +104,16 @@ class Bundle:
     def outputs(self) -> int:
         """Channels of the logits: one a class, or one for a target."""
         return len(self.classes) or 1
+
+    @property
+    def layer(self) -> str:
+        """The name of what it gives for each pixel: mask (class ids) or value."""
+        return "value" if self.target else "mask"
+
+    @property
+    def predicted(self) -> str:
+        """What a person calls it."""
+        return "values" if self.target else "classes"
 
     def network(self) -> nn.Module:
         """The network with the bundle's weights, in eval mode, fp32, on the CPU."""
@@ -232,6 +243,14 @@ def differing_share(logits_BKHW: torch.Tensor, reference_BKHW: torch.Tensor) -> 
     if logits_BKHW.shape[1] == 1:
         return float(((logits_BKHW - reference_BKHW).abs() > FAR).float().mean())
     return float((logits_BKHW.argmax(1) != reference_BKHW.argmax(1)).float().mean())
+
+
+def differing_pixels(layers_LHW: np.ndarray, reference_LHW: np.ndarray, target: Target | None) -> np.ndarray:
+    """Which pixels of a mask, or of values, differ as `differing_share` counts them, bool; nodata is like nodata alone."""
+    if target is None:
+        return layers_LHW != reference_LHW
+    near = np.abs(layers_LHW.astype(np.float64) - reference_LHW) <= FAR * target.std
+    return ~(near | (np.isnan(layers_LHW) & np.isnan(reference_LHW)))
 
 
 @torch.inference_mode()

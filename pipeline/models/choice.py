@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 from pipeline.errors import Refused
+from pipeline.geometry.pyramid import nodata_of
 from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery import storage
 from pipeline.imagery.reader import Pixels
 from pipeline.imagery.storage import Place
-from pipeline.models.bundle import Bundle
+from pipeline.models.bundle import Bundle, differing_pixels
 from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16, describe_device, processor_name, program_inputs, threads
 from pipeline.models.forward import ENGINES, missing, quantised
+from pipeline.models.layers import LAYERS
 from pipeline.models.program import PRECISIONS
 
-DIFFERING = 0.005  # the share of classes that speed may cost, against fp32
+DIFFERING = 0.005  # the share of classes, or of values, that speed may cost, against fp32
 TRIAL_PX = 512  # a CPU's rate at this size holds for larger tiles, with the settings of `allocator`
 TRIAL_PAYS_S = 60.0  # of work by PyTorch's own engine; less is done before a trial would end
 SHORT_S = 20.0  # of work, with speeds remembered; less is done before an engine is built
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, the share of classes that differ from fp32 on the samples, and why, in a line."""
+    """What was chosen, the share of classes (or values) that differ from fp32 on the samples, and why, in a line."""
 
     execution: Execution
     differing: float
@@ -73,7 +75,7 @@ class Trial:
         self.judging = [_selftest(bundle), *samples[::3]]
         self.calibrating = [sample for number, sample in enumerate(samples) if number % 3] or samples
         self._engines: dict[Execution, Engine] = {}
-        self._classes: dict[str, list[np.ndarray]] = {}
+        self._outputs: dict[str, list[np.ndarray]] = {}
         self._rates: dict[str, float] = {}
         self._unable: list[str] = []  # why engines were passed over
         versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
@@ -105,14 +107,18 @@ class Trial:
         fitting = [one for one in candidates if not free or shares[one.precision] <= DIFFERING]
         if self.asked == "int8" and not fitting:
             raise Refused(
-                f"--precision int8: {shares['int8']:.2%} of the classes differ from fp32 on windows of the scene, at most"
+                f"--precision int8: {shares['int8']:.2%} of the {self.bundle.predicted} differ from fp32 on windows of the scene, at most"
                 f" {DIFFERING:.1%} may: use --precision auto"
             )
         if self.asked == "auto" and self.plain not in fitting:
             fitting.append(Execution())  # fp32 always fits
         rates = {one: self.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
         best = max(fitting, key=lambda one: rates[one] / GAIN[one.engine])
-        return Choice(best, shares.get(best.precision, 0.0), "; ".join([_why(best, rates, shares, others), *lacks, *self._unable]))
+        return Choice(
+            best,
+            shares.get(best.precision, 0.0),
+            "; ".join([_why(best, rates, shares, others, self.bundle.predicted), *lacks, *self._unable]),
+        )
 
     def _candidates(self) -> list[Execution]:
         engines = () if self.asked == "int8" else ENGINES
@@ -143,27 +149,28 @@ class Trial:
             return {}
 
     def differing(self, precision: str) -> float:
-        """The share of classes that differ from fp32, over the judging samples and the bundle's self-test."""
-        pairs = list(zip(self._classified(precision), self._classified("fp32"), strict=True))
-        return sum(int((one != other).sum()) for one, other in pairs) / sum(one.size for one, _ in pairs)
+        """The share of classes, or of values, that differ from fp32, over the judging samples and the bundle's self-test."""
+        pairs = list(zip(self._inferred(precision), self._inferred("fp32"), strict=True))
+        differing = sum(int(differing_pixels(*pair, self.bundle.target).sum()) for pair in pairs)
+        return differing / sum(one.size for one, _ in pairs)
 
     def expected_speed(self, execution: Execution) -> float:
         """Pixels a second of one stream, remembered or else as the samples went: near enough to see what is worth a trial."""
         remembered = self.remembered().get(f"{execution.precision} {execution.engine}")
         if remembered is None:
-            self._classified(execution.precision)
+            self._inferred(execution.precision)
         return remembered or self._rates[execution.precision] / self.threads
 
-    def _classified(self, precision: str) -> list[np.ndarray]:
-        """The classes of the judging samples in a precision, by the engine that needs no building."""
-        if precision not in self._classes:
+    def _inferred(self, precision: str) -> list[np.ndarray]:
+        """The mask, or the values, of the judging samples in a precision, by the engine that needs no building."""
+        if precision not in self._outputs:
             engine = self._engine(self._int8 if precision == "int8" else Execution("eager", precision))
             with threads(self.threads):
                 began = time.perf_counter()
-                self._classes[precision] = [_ids(engine, sample) for sample in self.judging]
-            pixels = sum(ids.size for ids in self._classes[precision])
+                self._outputs[precision] = [_pixels(engine, sample) for sample in self.judging]
+            pixels = sum(layers.size for layers in self._outputs[precision])
             self._rates[precision] = pixels / (time.perf_counter() - began)
-        return self._classes[precision]
+        return self._outputs[precision]
 
     def _engine(self, execution: Execution) -> Engine:
         if execution not in self._engines:
@@ -189,8 +196,8 @@ class Trial:
         return known[name]
 
 
-def _why(best: Execution, rates: dict[Execution, float], shares: dict[str, float], worth: bool) -> str:
-    reasons = [f"{share:.2%} of classes differ from fp32 in {name}" for name, share in sorted(shares.items()) if name != "fp32"]
+def _why(best: Execution, rates: dict[Execution, float], shares: dict[str, float], worth: bool, predicted: str) -> str:
+    reasons = [f"{share:.2%} of {predicted} differ from fp32 in {name}" for name, share in sorted(shares.items()) if name != "fp32"]
     if len(rates) > 1:
         others = sorted(rates.items(), key=lambda item: -item[1])
         reasons.append("MPix/s a stream: " + ", ".join(f"{one.precision} {one.engine} {rate / 1e6:.3g}" for one, rate in others))
@@ -223,15 +230,16 @@ def _selftest(bundle: Bundle) -> Sample:
     return Sample(Pixels(input_BCHW[0].numpy(), None), Scaling.of_physical(bundle.bands))
 
 
-def _ids(engine: Engine, sample: Sample) -> np.ndarray:
+def _pixels(engine: Engine, sample: Sample) -> np.ndarray:
     _, height, width = sample.pixels.values_CHW.shape
-    ids_1HW = engine([sample.pixels], [Window(0, 0, height, width)], sample.scaling, 1)[0]
-    return np.full((1, height, width), 255, np.uint8) if ids_1HW is None else ids_1HW
+    layers_1HW = engine([sample.pixels], [Window(0, 0, height, width)], sample.scaling, 1)[0]
+    dtype = LAYERS[engine.layers[0]].dtype
+    return np.full((1, height, width), nodata_of(dtype), dtype) if layers_1HW is None else layers_1HW
 
 
 def _seconds(engine: Engine, sample: Sample) -> float:
     began = time.perf_counter()
-    _ids(engine, sample)
+    _pixels(engine, sample)
     return time.perf_counter() - began
 
 

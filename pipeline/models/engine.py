@@ -1,4 +1,4 @@
-"""One batch in, class ids out: the network on its device, from raw values to one byte a pixel."""
+"""One batch in, class ids (or values) out: the network on its device, from a file's numbers to one byte, or one float, a pixel."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ class Execution:
 class Engine:
     """A bundle's network, resident on a device. Results do not depend on a batch's size or on what else is in it.
 
-    `layers` lists what is wanted of: mask (class ids), confidence (0..100), probabilities (0..100, one a class).
+    `layers` lists what is wanted of: mask (class ids), confidence (0..100), probabilities (0..100, one a class), uint8; of a
+    bundle with a target it is value, float32 in the target's unit. By default it is mask or value.
     For one thread at a time. `batch` is the largest batch that ran: less than was asked for after running out of memory.
     """
 
-    def __init__(self, bundle: Bundle, device: str, execution: Execution, layers: Sequence[str] = ("mask",)):
+    def __init__(self, bundle: Bundle, device: str, execution: Execution, layers: Sequence[str] = ()):
         self.device, self.execution = torch.device(device), execution
-        self.layers = tuple(layers)
+        self.layers = tuple(layers) or (bundle.layer,)
         self.batch = 0
         self._limit: int | None = None
         self._bundle = bundle
@@ -88,7 +89,7 @@ class Engine:
     def __call__(self, batch: Sequence[Pixels], cores: Sequence[Window], scaling: Scaling, size: int) -> Results:
         """Infer tiles of one shape; the batch is padded to `size`, so that the network sees one shape only.
 
-        Returns for each tile the layers of its core (a window counted from the tile's corner), uint8 L x h x w, or None
+        Returns for each tile the layers of its core (a window counted from the tile's corner), L x h x w, or None
         where the network gave a value that is not finite. Raises Unreadable, naming --tile, where one tile does not
         fit in memory; a larger batch is halved, and stays so.
         """
@@ -147,27 +148,29 @@ class Engine:
         return there
 
     def _layers(self, logits_Khw: torch.Tensor, core: Window, height: int, width: int) -> Callable[[], np.ndarray | None]:
-        near_Khw = around(logits_Khw, core, height, width)
-        sum_1 = near_Khw.sum(dtype=torch.float32)
+        checked = around(logits_Khw, core, height, width)
         if self.layers == ("mask",):
             layers_LHW = class_ids(logits_Khw, core, height, width)[None]
+        elif target := self._bundle.target:
+            checked = layers_LHW = target.mean + target.std * upsampled(logits_Khw[None], height, width)[0][:, *core.slices()].float()
         else:
             layers_LHW = self._all_layers(upsampled(logits_Khw[None], height, width)[0][:, *core.slices()])
-        if self.device.type == "cuda":
-            here_LHW = torch.empty(layers_LHW.shape, dtype=torch.uint8, pin_memory=True)
-            here_LHW.copy_(layers_LHW, non_blocking=True)
-            layers_LHW = here_LHW
-            done = torch.cuda.Event()
-            done.record()
-            wait = done.synchronize
-        else:
-            wait = _nothing
+        sum_1 = checked.sum(dtype=torch.float32)
+
+        def finite() -> bool:
+            return bool(torch.isfinite(sum_1)) or bool(torch.isfinite(checked).all())  # the sum alone may overflow
+
+        if self.device.type == "cpu":
+            result = layers_LHW.numpy() if finite() else None  # not later: OpenVINO puts the next batch's logits in the same place
+            return lambda: result
+        here_LHW = torch.empty(layers_LHW.shape, dtype=layers_LHW.dtype, pin_memory=True)
+        here_LHW.copy_(layers_LHW, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
 
         def finish() -> np.ndarray | None:
-            wait()
-            if not torch.isfinite(sum_1) and not torch.isfinite(near_Khw).all():
-                return None  # the sum alone may overflow
-            return layers_LHW.numpy()
+            done.synchronize()
+            return here_LHW.numpy() if finite() else None
 
         return finish
 
@@ -190,10 +193,6 @@ def program_inputs(batch: Sequence[Pixels], scaling: Scaling, size: int, *, pinn
     return [raw_BCHW, valid_BCHW, *scaling.tensors()]
 
 
-def _nothing() -> None:
-    """There is nothing to wait for on a CPU."""
-
-
 @torch.inference_mode()
 def check_device(bundle: Bundle, device: str, precision: str, forward: Forward) -> None:
     """Run the bundle's self-test. Raises Refused where this device's answer is too far from the stored one."""
@@ -207,7 +206,7 @@ def check_device(bundle: Bundle, device: str, precision: str, forward: Forward) 
     if not (off <= allowed.logits and differing <= allowed.differing):
         raise Refused(
             f"{bundle.path}: self-test failed on {describe_device(device)} in {precision}: logits off by {off:.3g}"
-            f" (allowed {allowed.logits:.3g}), {differing:.2%} of classes differ (allowed {allowed.differing:.2%})"
+            f" (allowed {allowed.logits:.3g}), {differing:.2%} of {bundle.predicted} differ (allowed {allowed.differing:.2%})"
         )
 
 
@@ -228,11 +227,6 @@ def _compute_exactly() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-
-
-def layer_count(layers: Sequence[str], classes: int) -> int:
-    """How many bytes a pixel has: a band each for mask and confidence, one a class for probabilities."""
-    return sum(classes if layer == "probabilities" else 1 for layer in layers)
 
 
 def choose_device() -> str:

@@ -128,6 +128,16 @@ class Scores:
     confusion: np.ndarray
 
     @property
+    def pixels(self) -> int:
+        """That were scored."""
+        return int(self.confusion.sum())
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is told of an epoch."""
+        return {"accuracy": self.accuracy, "mean_iou": self.mean_iou, "mean_f1": self.mean_f1, "iou": tuple(self.iou.tolist())}
+
+    @property
     def accuracy(self) -> float:
         """The share of pixels that are called what they are."""
         return float(accuracy(self.confusion))

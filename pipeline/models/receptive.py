@@ -130,12 +130,14 @@ def _zeros_like_pooled(features: torch.Tensor) -> torch.Tensor:
 
 
 def measure_halo(
-    classify: Callable[[np.ndarray], np.ndarray], image_CHW: np.ndarray, reach: Reach, *, core: int = 256, share: float = 1e-4
-) -> tuple[int, dict[int, float]]:
+    classify: Callable[[np.ndarray], np.ndarray], image_CHW: np.ndarray, reach: Reach, *, core: int = 256, share: float = 1e-4,
+    differ: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.not_equal,
+) -> tuple[int, dict[int, float]]:  # fmt: skip
     """The smallest stride-aligned halo at which at most `share` of the pixels change against the exact halo.
 
-    `classify` takes C x H x W and returns class ids H x W. The image is cut into cores of `core` px, so the share is
-    that of tiles with that core. Returns the halo and the share of changed pixels at each halo that was tried.
+    `classify` takes C x H x W and returns class ids, or numbers, H x W; `differ` says where two of these are not the same. The
+    image is cut into cores of `core` px, so the share is that of tiles with that core. Returns the halo and the share of changed
+    pixels at each halo that was tried.
     """
     assert reach.exact_halo is not None, "a network that is never exact has no exact halo to compare with"
     height, width = (length // reach.stride * reach.stride for length in image_CHW.shape[1:])
@@ -145,17 +147,20 @@ def measure_halo(
     low, high = 0, reach.exact_halo // reach.stride  # the answer lies in low..high strides
     while low < high:
         halo = (low + high) // 2 * reach.stride
-        tried[halo] = _changed(classify, image_CHW, whole_HW, core, halo)
+        tried[halo] = _changed(classify, image_CHW, whole_HW, core, halo, differ)
         low, high = (low, halo // reach.stride) if tried[halo] <= share else (halo // reach.stride + 1, high)
     return low * reach.stride, tried
 
 
-def _changed(classify: Callable[[np.ndarray], np.ndarray], image_CHW: np.ndarray, whole_HW: np.ndarray, core: int, halo: int) -> float:
+def _changed(
+    classify: Callable[[np.ndarray], np.ndarray], image_CHW: np.ndarray, whole_HW: np.ndarray, core: int, halo: int,
+    differ: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> float:  # fmt: skip
     height, width = whole_HW.shape
     differing = 0
     for read_rows, core_rows in spans(Span(0, height), height, core + 2 * halo, halo):
         for read_cols, core_cols in spans(Span(0, width), width, core + 2 * halo, halo):
             read, own = Window.of(read_rows, read_cols), Window.of(core_rows, core_cols)
             tile_HW = classify(image_CHW[:, *read.slices()])[own.relative_to(read).slices()]
-            differing += int((tile_HW != whole_HW[own.slices()]).sum())
+            differing += int(differ(tile_HW, whole_HW[own.slices()]).sum())
     return differing / whole_HW.size

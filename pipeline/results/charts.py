@@ -175,3 +175,28 @@ def _brief(count: int) -> str:
     if count < 10_000:
         return f"{count:,}"
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M" if count < 1e9 else f"{count / 1e9:.1f}G"
+
+
+def scatter_chart(counts: Sequence[Sequence[int]], axis: Sequence[float], name: str, side: float = 360.0) -> str:
+    """Predicted against true: `counts[truth][predicted]` of the bins that `axis` parts, darker where there are more, on a log scale."""
+    left, top, cells = 76.0, 12.0, len(counts)
+    bottom, cell, most = top + side, side / cells, math.log1p(max(map(max, counts), default=0)) or 1.0
+    parts = [f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" stroke="{GRID}"/>']
+    for true, row in enumerate(counts):
+        for called, pixels in enumerate(row):
+            if pixels:
+                x, y = left + true * cell, bottom - (called + 1) * cell
+                strength = 0.12 + 0.88 * math.log1p(pixels) / most
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell + 0.2:.2f}" height="{cell + 0.2:.2f}" fill="{SERIES[0]}"'
+                    f' fill-opacity="{strength:.2f}"><title>{pixels:,} px</title></rect>'
+                )
+    parts.append(_line(left, bottom, left + side, top, INK, 1, ' stroke-dasharray="4 4"'))
+    for tick in range(0, 5):
+        place, number = side * tick / 4, axis[0] + (axis[-1] - axis[0]) * tick / 4
+        parts.append(_text(left + place, bottom + 16, f"{number:.4g}", "middle", FAINT, 11))
+        parts.append(_text(left - 6, bottom - place + 4, f"{number:.4g}", "end", FAINT, 11))
+    middle = top + side / 2
+    parts.append(_text(left + side / 2, bottom + 34, f"true {name}", "middle", FAINT))
+    parts.append(_text(14, middle, "predicted", "middle", FAINT, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
+    return _svg(left + side + 20, bottom + 44, parts)

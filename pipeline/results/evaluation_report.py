@@ -10,13 +10,13 @@ from itertools import combinations
 
 import numpy as np
 
-from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.models.calibration import binned
 from pipeline.models.metrics import accuracy, mean_iou_of
 from pipeline.results.charts import SERIES, Bar, Curve, bar_chart, calibration_chart, heat_map
-from pipeline.results.evaluation_samples import BUNDLES_SHOWN, Sample, best_and_worst
+from pipeline.results.evaluation_samples import BUNDLES_SHOWN, best_and_worst
 from pipeline.results.evaluation_tables import COMPARED, BundleScores, Row, Score
+from pipeline.results.page import SIGNIFICANT, marked, note, p_value, page, sample_figure, section, signed, table, tail, write_page
 from pipeline.training.scoring import Evaluation
 
 TITLES = {
@@ -26,40 +26,11 @@ TITLES = {
 LOWER_IS_BETTER = ("expected_calibration_error",)
 OF_CLASS = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU", "boundary_f1": "boundary F1"}
 SCENES_SHOWN, PAIRS_LISTED, BARS_SIDE_BY_SIDE = 100, 3, 4
-SIGNIFICANT = 0.05
-STYLE = """
-:root{--ink:#1f2933;--faint:#5f6c7b;--rule:#e4e7eb;--paper:#fff;--tint:#f5f7fa;--accent:#2563a8}
-*{box-sizing:border-box}
-body{margin:0;background:var(--tint);color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Helvetica,Arial,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:27px;margin:0 0 2px;letter-spacing:-.01em}h2{font-size:19px;margin:0 0 10px}h3{font-size:15px;margin:22px 0 8px}
-section{background:var(--paper);border:1px solid var(--rule);border-radius:10px;padding:20px 24px;margin:18px 0}
-p{margin:6px 0;max-width:86ch}.faint,small{color:var(--faint)}small{font-size:12px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px}
-th,td{padding:6px 12px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;padding-left:0}
-thead th{color:var(--faint);font-weight:600;border-bottom:2px solid var(--rule)}
-td small{display:block}.best{font-weight:700;color:var(--accent)}.sure{background:#e8f1fb}
-.dot{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px;border:1px solid #0002;vertical-align:-1px}
-.note{border-left:3px solid #e0a030;background:#fff8ea;padding:8px 14px;border-radius:0 6px 6px 0;margin:8px 0}
-.sample{display:inline-block;vertical-align:top;border:1px solid var(--rule);border-radius:8px;padding:10px 12px;margin:0 14px 14px 0}
-.wrapped th,.wrapped td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:64px;max-width:190px}
-.wrapped th{vertical-align:bottom}.wrapped td,.wrapped th{padding:6px 8px}.wrapped td:first-child{min-width:110px;padding-left:0}
-.shade{display:block;padding:1px 6px;border-radius:4px}
-.sample{max-width:100%;overflow-x:auto}.pictures{margin-top:6px;white-space:nowrap}
-figure{display:inline-block;vertical-align:top;margin:0 8px 0 0}
-figure img{display:block;border-radius:4px;max-width:176px;image-rendering:pixelated}
-figcaption{font-size:12px;color:var(--faint);max-width:176px;white-space:normal;overflow-wrap:anywhere}
-svg{max-width:100%;height:auto;display:block}
-"""
 
 
 def write_report(evaluation: Evaluation, bundles: Sequence[BundleScores], compared: Sequence[Row], path: Place, when: datetime) -> None:
     """Write the page, in place of what is there. Everything that has a name elsewhere is escaped."""
-    page = storage.temporary(path.parent, path.name)
-    with storage.discarded(page):
-        page.write_text(report_html(evaluation, bundles, compared, when), encoding="utf-8")
-        storage.publish(page, path)
+    write_page(report_html(evaluation, bundles, compared, when), path)
 
 
 def report_html(evaluation: Evaluation, bundles: Sequence[BundleScores], compared: Sequence[Row], when: datetime) -> str:
@@ -70,35 +41,31 @@ def report_html(evaluation: Evaluation, bundles: Sequence[BundleScores], compare
         f"{len(evaluation.classes)} classes", f"{len(bundles)} bundle{'s' * (len(bundles) != 1)}", f"{when:%Y-%m-%d %H:%M} UTC",
     ]  # fmt: skip
     body = [
-        f'<h1>Evaluation on {escape(_tail(evaluation.data))}</h1><p class="faint">{escape(" · ".join(facts))}</p>',
+        f'<h1>Evaluation on {escape(tail(evaluation.data))}</h1><p class="faint">{escape(" · ".join(facts))}</p>',
         *_notes(evaluation, bundles),
-        _section("Bundles side by side", _summary(evaluation, bundles)),
+        section("Bundles side by side", _summary(evaluation, bundles)),
     ]
     if len(bundles) > 1:
-        body.append(_section("Which differences are real", _comparison(evaluation, bundles, compared)))
-    body.append(_section("Can the confidence be believed?", _calibration(bundles)))
+        body.append(section("Which differences are real", _comparison(evaluation, bundles, compared)))
+    body.append(section("Can the confidence be believed?", _calibration(bundles)))
     for scores in bundles:
-        body.append(_section(escape(scores.counts.name), _bundle(evaluation, scores)))
-    body.append(_section("Best and worst blocks", _samples(evaluation)))
-    body.append(_section("By scene", _scenes(evaluation, bundles)))
-    body.append(_section("How this was computed", _method(evaluation)))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Evaluation on {escape(_tail(evaluation.data))}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+        body.append(section(escape(scores.counts.name), _bundle(evaluation, scores)))
+    body.append(section("Best and worst blocks", _samples(evaluation)))
+    body.append(section("By scene", _scenes(evaluation, bundles)))
+    body.append(section("How this was computed", _method(evaluation)))
+    return page(f"Evaluation on {escape(tail(evaluation.data))}", body)
 
 
 def _notes(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> Iterable[str]:
     for scene, reason in evaluation.skipped.items():
-        yield _note(f"Skipped: {scene}: {reason}")
+        yield note(f"Skipped: {scene}: {reason}")
     missing = {scores.counts.name: scores.counts.unpredicted for scores in bundles if scores.counts.unpredicted}
     if missing:
         told = ", ".join(f"{name} to {count:,}" for name, count in missing.items())
-        yield _note(f"Labelled pixels that a bundle gives no class, where a band is missing, are scored for no bundle: {told}.")
-    units = len(evaluation.drawable(evaluation.bundles[0].confusion_UKK))
+        yield note(f"Labelled pixels that a bundle gives no class, where a band is missing, are scored for no bundle: {told}.")
+    units = len(evaluation.drawing.drawable(evaluation.bundles[0].confusion_UKK))
     if units < 10:
-        yield _note(f"Only {units} unit{'s' * (units != 1)} to draw from: intervals are rough and too narrow, or missing.")
+        yield note(f"Only {units} unit{'s' * (units != 1)} to draw from: intervals are rough and too narrow, or missing.")
 
 
 def _summary(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:
@@ -109,15 +76,15 @@ def _summary(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:
         ]
         for each in bundles
     ]
-    parts = [_table(["", *TITLES.values()], rows, kind="wrapped")]
+    parts = [table(["", *TITLES.values()], rows, kind="wrapped")]
     if 1 < len(bundles) <= BARS_SIDE_BY_SIDE:
         series = [(each.counts.name, SERIES[number]) for number, each in enumerate(bundles)]
         bars = [[_bar(each.per_class["iou"][entry.id]) for each in bundles] for entry in evaluation.classes]
         parts += ["<h3>IoU by class</h3>", bar_chart(evaluation.names, series, bars)]
     elif len(bundles) > 1:
         values = [[_named(each), *(_shaded(score.value) for score in each.per_class["iou"])] for each in bundles]
-        parts += ["<h3>IoU by class</h3>", _table(["", *map(escape, evaluation.names)], values, kind="wrapped")]
-    parts.append(f'<p class="faint">Below each value its 95 % interval, from drawing {evaluation.drawn} anew 2,000 times.</p>')
+        parts += ["<h3>IoU by class</h3>", table(["", *map(escape, evaluation.names)], values, kind="wrapped")]
+    parts.append(f'<p class="faint">Below each value its 95 % interval, from drawing {evaluation.drawing.drawn} anew 2,000 times.</p>')
     return "".join(parts)
 
 
@@ -147,18 +114,18 @@ def _comparison(evaluation: Evaluation, bundles: Sequence[BundleScores], compare
             rows = [[TITLES[metric.name], *_difference(found[one, other, metric.name])] for metric in COMPARED]
             tests = found[one, other, "accuracy"]
             parts.append(f"<h3>{escape(one)} less {escape(other)}</h3>")
-            parts.append(_table(["", "difference", "95 % interval", "p"], rows))
+            parts.append(table(["", "difference", "95 % interval", "p"], rows))
             parts.append(
-                f"<p>McNemar's test of accuracy with units as what is independent: p {_p(tests['clustered_mcnemar_p'])};"
-                f' <span class="faint">with every pixel as independent, which it is not: p {_p(tests["pixel_mcnemar_p"])}.</span></p>'
+                f"<p>McNemar's test of accuracy with units as what is independent: p {p_value(tests['clustered_mcnemar_p'])};"
+                f' <span class="faint">with every pixel as independent, which it is not: p {p_value(tests["pixel_mcnemar_p"])}.</span></p>'
             )
     else:
         for metric in ("mean_iou", "accuracy"):
             rows = [[escape(one), *("" if one == other else _matrix_cell(found[one, other, metric]) for other in names)] for one in names]
-            parts += [f"<h3>{TITLES[metric]}: row less column</h3>", _table(["", *map(escape, names)], rows, kind="wrapped")]
+            parts += [f"<h3>{TITLES[metric]}: row less column</h3>", table(["", *map(escape, names)], rows, kind="wrapped")]
     tests_made = len(COMPARED) * len(names) * (len(names) - 1) // 2
     parts.append(
-        f'<p class="faint">Paired bootstrap: both bundles are scored on the same draws of {evaluation.drawn}. Shaded: p below'
+        f'<p class="faint">Paired bootstrap: both bundles are scored on the same draws of {evaluation.drawing.drawn}. Shaded: p below'
         f" {SIGNIFICANT}. Of {tests_made} such tests one in twenty falls below it by chance alone.</p>"
     )
     return "".join(parts)
@@ -167,15 +134,11 @@ def _comparison(evaluation: Evaluation, bundles: Sequence[BundleScores], compare
 def _difference(row: Row) -> list[str]:
     value, low, high, p = (row[name] for name in ("difference", "low", "high", "p"))
     ends = "none" if low is None else f"{low:+.4f} to {high:+.4f}"
-    return [_signed(value), ends, _marked(_p(p), p)]
+    return [signed(value), ends, marked(p_value(p), p)]
 
 
 def _matrix_cell(row: Row) -> str:
-    return _marked(f"{_signed(row['difference'])}<small>p {_p(row['p'])}</small>", row["p"])
-
-
-def _marked(text: str, p: float | None) -> str:
-    return f'<span class="sure">{text}</span>' if p is not None and p < SIGNIFICANT else text
+    return marked(f"{signed(row['difference'])}<small>p {p_value(row['p'])}</small>", row["p"])
 
 
 def _calibration(bundles: Sequence[BundleScores]) -> str:
@@ -234,7 +197,7 @@ def _areas(evaluation: Evaluation, scores: BundleScores) -> str:
         "producer's accuracy",
     ]
     overall = f"Overall accuracy of the map {_share(estimate.overall, estimate.overall_se)}."
-    return _table(heads, rows) + (
+    return table(heads, rows) + (
         f'<p class="faint">{overall} Stratified estimator of Olofsson et al. 2014, for the map inside the evaluated areas, labelled or not.'
         " It takes the labelled pixels as a random sample of each mapped class. Where labels cover whole blocks, neighbours err together"
         " and its own interval (and those of the accuracies) is far too narrow: then take the one by blocks.</p>"
@@ -250,23 +213,13 @@ def _samples(evaluation: Evaluation) -> str:
     more = f" The first {BUNDLES_SHOWN} bundles are shown." if len(evaluation.bundles) > BUNDLES_SHOWN else ""
     parts = [f'<p>{legend}</p><p class="faint">Grey: no label, or no data.{more}</p>']
     for title, listed in (("Worst", worst), ("Best", best)):
-        parts += [f"<h3>{title}</h3>", *map(_sample, listed)] if listed else []
+        parts += [f"<h3>{title}</h3>", *map(sample_figure, listed)] if listed else []
     return "".join(parts)
-
-
-def _sample(sample: Sample) -> str:
-    window = sample.unit.window
-    figures = "".join(
-        f'<figure><img src="{uri}" alt="{escape(title)}"><figcaption>{escape(title)}</figcaption></figure>'
-        for title, uri in sample.pictures
-    )
-    place = f"row {window.row}, column {window.col}, {window.height} x {window.width} px"
-    return f'<div class="sample"><small>{escape(sample.unit.scene)}: {place}</small><div class="pictures">{figures}</div></div>'
 
 
 def _scenes(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:
     rows: list[tuple[float, list[str]]] = []
-    for scene, members in evaluation.scene_members():
+    for scene, members in evaluation.drawing.scene_members():
         confusions = [each.counts.confusion_UKK[members].sum(axis=0) for each in bundles]
         values = [float(mean_iou_of(confusion)) for confusion in confusions]
         cells = [f"{value:.3f}<small>{float(accuracy(confusion)):.3f}</small>" for value, confusion in zip(values, confusions, strict=True)]
@@ -274,7 +227,7 @@ def _scenes(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:
     rows.sort(key=lambda row: row[0])
     more = f" The {SCENES_SHOWN} with the lowest of {len(rows)}; all are in scores.parquet." if len(rows) > SCENES_SHOWN else ""
     heads = ["scene", "labelled px", *(_named(each) for each in bundles)]
-    return f'<p class="faint">Mean IoU, and pixel accuracy below it; the worst first.{more}</p>' + _table(
+    return f'<p class="faint">Mean IoU, and pixel accuracy below it; the worst first.{more}</p>' + table(
         heads, [cells for _, cells in rows[:SCENES_SHOWN]]
     )
 
@@ -285,24 +238,9 @@ def _method(evaluation: Evaluation) -> str:
         " class from every bundle. A class that is neither in the truth nor predicted has no score and no part in the means.</p>"
         f"<p>Boundary F1 (Csurka et al. 2013) counts boundary pixels within {evaluation.tolerance} px of the other mask's boundary of the"
         " same class, over all scenes. ECE has 20 bins and confidence in whole percents, so it is exact to half a point. Intervals are"
-        f" percentiles of 2,000 bootstrap draws of {evaluation.drawn}.</p>"
+        f" percentiles of 2,000 bootstrap draws of {evaluation.drawing.drawn}.</p>"
         "<p>Tables beside this page: scores.parquet, confusion.parquet, calibration.parquet, areas.parquet, comparison.parquet.</p>"
     )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _note(text: str) -> str:
-    return f'<div class="note">{escape(text)}</div>'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Cells are HTML already; of `kind` wrapped, long heads take several lines."""
-    head = "".join(f"<th>{cell}</th>" for cell in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _named(scores: BundleScores) -> str:
@@ -319,14 +257,6 @@ def _share(value: float, error: float) -> str:
     return f"{value:.1%}" + (f" ± {1.96 * error:.1%}" if math.isfinite(error) else "")
 
 
-def _signed(value: float | None) -> str:
-    return "none" if value is None else f"{value:+.4f}"
-
-
-def _p(p: float | None) -> str:
-    return "none" if p is None else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _ends(low: float, high: float) -> str:
     return "none" if math.isnan(low) else f"{_amount(low)} to {_amount(high)}"
 
@@ -340,7 +270,3 @@ def _amount(value: float) -> str:
 def _unit(area_m2: float) -> tuple[float, str]:
     """Hectares up to a million, then square kilometres; square metres below one."""
     return (1e6, "km²") if area_m2 >= 1e10 else (1e4, "ha") if area_m2 >= 1e4 else (1.0, "m²")
-
-
-def _tail(place: str) -> str:
-    return place if len(place) <= 60 else f"…{place[-59:]}"

@@ -48,7 +48,7 @@ def _sample(evaluation: Evaluation, number: int) -> Sample:
     shape = (max(1, round(window.height * scale)), max(1, round(window.width * scale)))
     first = evaluation.bundles[0].bundle
     colours = {entry.id: tuple(bytes.fromhex(entry.color[1:])) for entry in evaluation.classes}
-    pictures = [("image", _uri(scene_picture(item.scene, first.bands, window, shape)))]
+    pictures = [("image", as_uri(scene_picture(item.scene, first.bands, window, shape)))]
     try:
         layers = [("truth", item.read_labels(window))]
     except (Refused, Unreadable):  # it could be read a moment ago
@@ -57,16 +57,16 @@ def _sample(evaluation: Evaluation, number: int) -> Sample:
         ids_HW, _ = evaluation.predictions[counts.name, unit.scene].read(window)
         share = float(accuracy(counts.confusion_UKK[number]))
         layers.append((f"{counts.name}, {share:.1%} right", to_label_ids(counts.bundle, evaluation.classes)[ids_HW]))
-    pictures += [(title, _uri(_resized(painted(ids_HW, colours), shape))) for title, ids_HW in layers]  # type: ignore[arg-type]
+    pictures += [(title, as_uri(resized(painted(ids_HW, colours), shape))) for title, ids_HW in layers]  # type: ignore[arg-type]
     mean = np.mean([accuracy(counts.confusion_UKK[number]) for counts in evaluation.bundles])
     return Sample(unit, float(mean), pictures)
 
 
-def _resized(picture_HWC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def resized(picture_HWC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(picture_HWC).resize(shape[::-1], Image.Resampling.NEAREST))
 
 
-def _uri(picture_HWC: np.ndarray) -> str:
+def as_uri(picture_HWC: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(picture_HWC).save(file, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -86,7 +86,7 @@ def score_bundle(evaluation: Evaluation, counts: BundleCounts) -> BundleScores:
     overall: dict[str, Score] = {}
     per_class: dict[str, list[Score]] = {}
     for kind in ("confusion", "boundary", "calibration"):
-        units = evaluation.drawable(counts_of(counts, kind))
+        units = evaluation.drawing.drawable(counts_of(counts, kind))
         whole, drawn = units.sum(axis=0), resampled_totals(units) if len(units) > 1 else None
         for metric in (metric for metric in (*OVERALL, *PER_CLASS) if metric.counts == kind):
             value = metric.of(whole)
@@ -96,7 +96,7 @@ def score_bundle(evaluation: Evaluation, counts: BundleCounts) -> BundleScores:
             else:
                 per_class[metric.name] = [Score(*map(float, three)) for three in zip(value, low, high, strict=True)]
     mapped = (counts.mapped_UK if counts.area_m2_UK is None else counts.area_m2_UK).sum(axis=0)
-    confusions = evaluation.drawable(counts.confusion_UKK)
+    confusions = evaluation.drawing.drawable(counts.confusion_UKK)
     return BundleScores(
         counts, overall, per_class,
         areas=error_adjusted_areas(confusions.sum(axis=0), mapped),
@@ -126,23 +126,20 @@ def score_rows(evaluation: Evaluation, bundles: list[BundleScores]) -> Iterator[
     """The rows of SCORES: those of all scenes with intervals, then each scene's."""
     for scores in bundles:
         for name, score in scores.overall.items():
-            yield _row(scores, "all") | _class() | {"metric": name} | _numbers(value=score.value, low=score.low, high=score.high)
+            yield _row(scores, "all") | _class() | {"metric": name} | numbers(value=score.value, low=score.low, high=score.high)
         for name, listed in scores.per_class.items():
             for entry, score in zip(evaluation.classes, listed, strict=True):
                 yield (
                     _row(scores, "all") | _class(entry.id, entry.name) | {"metric": name}
-                    | _numbers(value=score.value, low=score.low, high=score.high)
+                    | numbers(value=score.value, low=score.low, high=score.high)
                 )  # fmt: skip
-        for scene, members in evaluation.scene_members():
+        for scene, members in evaluation.drawing.scene_members():
             for metric in (*OVERALL, *PER_CLASS):
                 values = metric.of(counts_of(scores.counts, metric.counts)[members].sum(axis=0))
                 for number, value in enumerate(np.atleast_1d(values)):
                     of_class = _class(number, evaluation.names[number]) if values.ndim else _class()
                     yield (
-                        _row(scores, "scene", scene)
-                        | of_class
-                        | {"metric": metric.name}
-                        | _numbers(value=float(value), low=None, high=None)
+                        _row(scores, "scene", scene) | of_class | {"metric": metric.name} | numbers(value=float(value), low=None, high=None)
                     )
 
 
@@ -184,7 +181,7 @@ def area_rows(evaluation: Evaluation, bundles: list[BundleScores]) -> Iterator[R
             }  # fmt: skip
             yield _row(scores, "all") | _class(k, entry.name) | {
                 "sample_pixel_count": int(estimate.sample[k]), "mapped_pixel_count": int(pixels[k]),
-            } | _numbers(
+            } | numbers(
                 mapped_share=estimate.mapped[k] / whole, adjusted_share=estimate.area[k] / whole,
                 users_accuracy=estimate.users[k], users_accuracy_standard_error=estimate.users_se[k],
                 producers_accuracy=estimate.producers[k], producers_accuracy_standard_error=estimate.producers_se[k],
@@ -198,22 +195,24 @@ def comparison_rows(evaluation: Evaluation) -> Iterator[Row]:
         first, second = evaluation.bundles[one], evaluation.bundles[other]
         only_first, only_second = evaluation.only_first_UBB[:, one, other], evaluation.only_first_UBB[:, other, one]
         for metric in COMPARED:
-            here, there = (evaluation.drawable(counts_of(counts, metric.counts)) for counts in (first, second))
+            here, there = (evaluation.drawing.drawable(counts_of(counts, metric.counts)) for counts in (first, second))
             found = paired_difference(here, there, metric.of)
             tests: dict[str, float | None] = {"clustered_mcnemar_p": None, "pixel_mcnemar_p": None}
             if metric.name == "accuracy":
                 tests = {
-                    "clustered_mcnemar_p": clustered_mcnemar(evaluation.drawable(only_first), evaluation.drawable(only_second)),
+                    "clustered_mcnemar_p": clustered_mcnemar(
+                        evaluation.drawing.drawable(only_first), evaluation.drawing.drawable(only_second)
+                    ),
                     "pixel_mcnemar_p": mcnemar(int(only_first.sum()), int(only_second.sum())),
                 }
-            yield {"bundle": first.name, "other": second.name, "metric": metric.name} | _numbers(
+            yield {"bundle": first.name, "other": second.name, "metric": metric.name} | numbers(
                 difference=found.value, low=found.low, high=found.high, p=found.p, **tests
             )
 
 
 def _scopes(evaluation: Evaluation, scores: BundleScores) -> Iterator[tuple[Row, Any]]:
     yield _row(scores, "all"), slice(None)
-    for scene, members in evaluation.scene_members():
+    for scene, members in evaluation.drawing.scene_members():
         yield _row(scores, "scene", scene), members
 
 
@@ -225,6 +224,6 @@ def _class(number: int | None = None, name: str | None = None) -> Row:
     return {"class_id": number, "class_name": name}
 
 
-def _numbers(**values: float | None) -> Row:
+def numbers(**values: float | None) -> Row:
     """Floats for a table: null instead of NaN."""
     return {name: None if value is None or math.isnan(value) else float(value) for name, value in values.items()}

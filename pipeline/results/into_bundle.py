@@ -12,8 +12,11 @@ from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.models.bundle import Bundle
 from pipeline.models.metrics import Scores
+from pipeline.models.value_scores import ValueScores, rounded
 from pipeline.results.evaluation_tables import BundleScores, Score
+from pipeline.results.value_tables import BundleErrors
 from pipeline.training.scoring import Evaluation
+from pipeline.training.value_scoring import ValueEvaluation
 
 
 def check_changeable(bundle: Bundle) -> None:
@@ -23,13 +26,13 @@ def check_changeable(bundle: Bundle) -> None:
     storage.check_writable(storage.place_of(bundle.path))
 
 
-def add_evaluation(evaluation: Evaluation, scores: BundleScores, when: datetime) -> None:
-    """Put the scores under metrics["evaluation"] of model.json, in place of those that were there; the model_id stays."""
-    path = storage.place_of(scores.counts.bundle.path) / "model.json"
+def add_evaluation(bundle: Bundle, told: dict[str, Any]) -> None:
+    """Put an evaluation under metrics["evaluation"] of model.json, in place of what was there; the model_id stays."""
+    path = storage.place_of(bundle.path) / "model.json"
     description = storage.read_json(path)
     if description is None:
         raise Refused(f"{path}: was removed while it was evaluated")
-    metrics = dict(description.get("metrics") or {}) | {"evaluation": evaluation_json(evaluation, scores, when)}
+    metrics = dict(description.get("metrics") or {}) | {"evaluation": told}
     storage.replace_json(path, description | {"metrics": metrics})
 
 
@@ -45,13 +48,27 @@ def evaluation_json(evaluation: Evaluation, scores: BundleScores, when: datetime
         "scenes": len(evaluation.labelled),
         "pixels": int(confusion.sum()),
         "computed_in": scores.counts.precision,
-        "intervals_from": f"{evaluation.drawn}, drawn anew",
+        "intervals_from": f"{evaluation.drawing.drawn}, drawn anew",
         "classes": classes,
         **Scores(confusion).to_json(classes),
         "boundary_tolerance_px": evaluation.tolerance,
         "boundary_f1": {name: _number(scores.per_class["boundary_f1"][ids[name]].value) for name in classes},
         "expected_calibration_error": _number(scores.overall["expected_calibration_error"].value),
         "intervals_95": {name: _ends(score) for name, score in scores.overall.items()},
+    }
+
+
+def value_evaluation_json(evaluation: ValueEvaluation, scores: BundleErrors, when: datetime) -> dict[str, Any]:
+    """What a bundle remembers of an evaluation of numbers."""
+    return {
+        "data": evaluation.data,
+        "date": when.isoformat(timespec="seconds"),
+        "scenes": len(evaluation.labelled),
+        "computed_in": scores.counts.precision,
+        "intervals_from": f"{evaluation.drawing.drawn}, drawn anew",
+        "unit": evaluation.target.unit,
+        **ValueScores(scores.sums).to_json(),
+        "intervals_95": {name: [rounded(score.low), rounded(score.high)] for name, score in scores.overall.items()},
     }
 
 

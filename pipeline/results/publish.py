@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import Refused, Unreadable
@@ -21,32 +22,45 @@ from pipeline.imagery.raster import Scene, check_unchanged, opened_dataset
 from pipeline.imagery.storage import Place, Taken, json_bytes
 from pipeline.inference.cog import write_layer
 from pipeline.inference.ledger import SceneLedger
-from pipeline.inference.part import FailedWindow, add_up, read_part
+from pipeline.inference.part import FailedWindow, read_part
 from pipeline.inference.plan import Plan
+from pipeline.inference.tally import total
 from pipeline.models.bundle import Bundle
 from pipeline.results.quicklook import draw_quicklook, quicklook_input_id
 from pipeline.results.stac import MadeFile, item_input_id, make_item
-from pipeline.results.tables import AREAS, areas_rows, table_input_id, write_table
+from pipeline.results.tables import AREAS, VALUES, areas_rows, table_input_id, values_rows, write_table
+
+
+class Table(NamedTuple):
+    """The table that belongs to a mask or to values: its folder in OUT/results, its schema, and what makes its rows."""
+
+    folder: str
+    schema: pa.Schema
+    rows: Callable[[Plan, Bundle, Any, str], list[dict[str, Any]]]
+
+
+TABLES = {"mask": Table("areas", AREAS, areas_rows), "value": Table("values", VALUES, values_rows)}  # by a plan's first layer
 
 
 @dataclass(frozen=True)
 class Published:
-    """What is there for a scene: `rows` of the areas table, and the windows that failed."""
+    """What is there for a scene: its `raster`, mask or values, the `rows` of its table, and the windows that failed."""
 
-    mask: Place
+    raster: Place
     rows: list[dict[str, Any]]
     failed: list[FailedWindow]
     complete: bool
     committed: bool  # this driver's manifest holds
 
 
-def areas_path(ledger: SceneLedger) -> Place:
-    return storage.place_of(ledger.out) / "results" / "areas" / f"{ledger.scene}.parquet"
+def table_path(ledger: SceneLedger, layer: str) -> Place:
+    """Where the table of a scene's mask or values is."""
+    return storage.place_of(ledger.out) / "results" / TABLES[layer].folder / f"{ledger.scene}.parquet"
 
 
-def published_rows(ledger: SceneLedger) -> list[dict[str, Any]]:
-    """The rows of a published scene's areas table."""
-    with storage.opened(areas_path(ledger)) as file:
+def published_rows(ledger: SceneLedger, layer: str) -> list[dict[str, Any]]:
+    """The rows of a published scene's table."""
+    with storage.opened(table_path(ledger, layer)) as file:
         return pq.read_table(file).to_pylist()
 
 
@@ -57,7 +71,7 @@ def is_done(ledger: SceneLedger, layers: tuple[str, ...]) -> bool:
     folder, attempt = ledger.scene_folder, ledger.attempt
     return (
         all(raster_input_id(folder / f"{layer}.tif") == attempt for layer in layers)
-        and table_input_id(areas_path(ledger)) == attempt
+        and table_input_id(table_path(ledger, layers[0])) == attempt
         and quicklook_input_id(folder / "quicklook.png") == attempt
         and item_input_id(folder / "item.json") == attempt
     )
@@ -73,14 +87,14 @@ def raster_input_id(path: Place) -> str | None:
 
 
 def publish_scene(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, *, accept_partial: bool) -> Published:
-    """Publish what the parts hold: the scene, or its partial mask where shards or windows failed.
+    """Publish what the parts hold: the scene, or a partial raster where shards or windows failed.
 
     Where another driver has published all of it, nothing is done. Raises Unreadable, with nothing more published, where the
     input no longer has the version that was read.
     """
     check_unchanged(plan.scene)
     if is_done(ledger, plan.layers):
-        return _published_before(ledger, run_id)
+        return _published_before(ledger, plan.layers[0], run_id)
     whole = not ledger.missing(plan)  # before the parts are listed: another driver may add some between the two
     places = ledger.parts(plan)
     with storage.all_here([place for _, place in places]) as copies:
@@ -102,29 +116,30 @@ def _publish_parts(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str,
     done = {shard for shard, _ in parts.files}
     failed += [FailedWindow(*shard, "the shard failed") for shard in plan.shards() if shard not in done]
     complete = accept_partial or parts.whole or not failed
-    total = add_up(tallies, plan.classes)
-    rows = areas_rows(plan, bundle, total, ledger.attempt)
+    counted = total(plan, tallies)
+    layer = plan.layers[0]
+    rows = TABLES[layer].rows(plan, bundle, counted, ledger.attempt)
     if not complete:
-        mask = ledger.scene_folder / "mask.partial.tif"
-        with storage.discarded(ledger.temporary(mask.name)) as finished:
-            write_layer("mask", parts.files, finished, plan, bundle, input_id=ledger.attempt)
+        raster = ledger.scene_folder / f"{layer}.partial.tif"
+        with storage.discarded(ledger.temporary(raster.name)) as finished:
+            write_layer(layer, parts.files, finished, plan, bundle, input_id=ledger.attempt)
             check_unchanged(plan.scene)
-            storage.publish(finished, mask)
+            storage.publish(finished, raster)
         if ledger.manifest():  # another driver has finished it meanwhile
-            storage.remove(mask)
-        return Published(mask, rows, failed, False, False)
+            storage.remove(raster)
+        return Published(raster, rows, failed, False, False)
     ledger.commit({
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
-        "parts": parts.names, "pixel_count": total.pixels, "failed_windows": [list(window) for window in failed],
+        "parts": parts.names, "pixel_count": counted.pixels, "failed_windows": [list(window) for window in failed],
     })  # fmt: skip
     _publish_files(ledger, plan, bundle, parts.files, rows)
-    return Published(ledger.scene_folder / "mask.tif", rows, failed, True, _is_ours(ledger, run_id))
+    return Published(ledger.scene_folder / f"{layer}.tif", rows, failed, True, _is_ours(ledger, run_id))
 
 
-def _published_before(ledger: SceneLedger, run_id: str) -> Published:
+def _published_before(ledger: SceneLedger, layer: str, run_id: str) -> Published:
     """What is there for a scene that is done."""
     failed = [FailedWindow(*window) for window in (ledger.manifest() or {})["failed_windows"]]
-    return Published(ledger.scene_folder / "mask.tif", published_rows(ledger), failed, True, _is_ours(ledger, run_id))
+    return Published(ledger.scene_folder / f"{layer}.tif", published_rows(ledger, layer), failed, True, _is_ours(ledger, run_id))
 
 
 def _is_ours(ledger: SceneLedger, run_id: str) -> bool:
@@ -137,14 +152,15 @@ def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[
     folder, attempt = ledger.scene_folder, ledger.attempt
     publish = partial(_publish, ledger, plan.scene)
     made: dict[str, MadeFile] = {}
-    for layer in plan.layers:
-        write = partial(write_layer, layer, parts, plan=plan, bundle=bundle, input_id=attempt)
-        made[layer] = publish(folder / f"{layer}.tif", raster_input_id, write)
-    publish(areas_path(ledger), table_input_id, lambda file: write_table(rows, AREAS, file, attempt))
-    draw = partial(draw_quicklook, plan, bundle, folder / "mask.tif", rows, input_id=attempt)
+    for saved in plan.layers:
+        write = partial(write_layer, saved, parts, plan=plan, bundle=bundle, input_id=attempt)
+        made[saved] = publish(folder / f"{saved}.tif", raster_input_id, write)
+    layer, schema = plan.layers[0], TABLES[plan.layers[0]].schema
+    publish(table_path(ledger, layer), table_input_id, lambda file: write_table(rows, schema, file, attempt))
+    draw = partial(draw_quicklook, plan, bundle, folder / f"{layer}.tif", rows, input_id=attempt)
     made["quicklook"] = publish(folder / "quicklook.png", quicklook_input_id, draw)
-    storage.remove(folder / "mask.partial.tif")  # before the item, with which the scene is done
-    item = json_bytes(make_item(plan, bundle, made, attempt))
+    storage.remove(folder / f"{layer}.partial.tif")  # before the item, with which the scene is done
+    item = json_bytes(make_item(plan, bundle, made, attempt, rows))
     publish(folder / "item.json", item_input_id, lambda file: file.write_bytes(item))
     ledger.sweep()
 

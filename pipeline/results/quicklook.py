@@ -1,11 +1,12 @@
-"""A picture a person can read: the scene, the mask over it, a legend with each class's share."""
+"""A picture a person can read: the scene, the mask over it or the values beside it, a legend with shares or with the colours' values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,23 +21,37 @@ from pipeline.imagery.raster import Scene, opened_dataset
 from pipeline.imagery.reader import preview
 from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan
-from pipeline.models.bundle import NODATA, Bundle
+from pipeline.models.bundle import NODATA, Bundle, Target
+from pipeline.models.ramp import ramp_colours
+from pipeline.results.summary import short
 
 SHORTEST, LONGEST = 320, 900  # px: the longer side of each of the two pictures; a small scene is enlarged up to 4 times
 MARGIN, LINE = 24, 30
 LONGEST_TEXT = 300  # characters: a name out of a catalogue has any length
+TICKS = 5
 PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
 
 
-def draw_quicklook(plan: Plan, bundle: Bundle, mask: Place, rows: Sequence[dict[str, Any]], target: Path, input_id: str) -> None:
-    """Draw a PNG from the scene and its finished mask; `rows` are the scene's rows of the areas table."""
-    ids_HW = _mask_preview(mask)
-    scene_HWC = scene_picture(plan.scene, bundle.bands, plan.region.window, ids_HW.shape)
-    over_HWC = _overlay(scene_HWC, ids_HW, bundle)
-    height, width = ids_HW.shape
+class Legend(NamedTuple):
+    """What stands below the pictures: how high it is, and what draws it at a corner, in a width, with a font."""
+
+    height: int
+    draw: Callable[[ImageDraw.ImageDraw, tuple[int, int], int, Any], None]
+
+
+def draw_quicklook(plan: Plan, bundle: Bundle, raster: Place, rows: Sequence[dict[str, Any]], target: Path, input_id: str) -> None:
+    """Draw a PNG from the scene and its finished mask or values; `rows` are those of the scene's table."""
+    pixels_HW = _preview(raster)
+    scene_HWC = scene_picture(plan.scene, bundle.bands, plan.region.window, pixels_HW.shape)
+    height, width = pixels_HW.shape
     two = max(2 * width + 3 * MARGIN, 640)
-    legend = LINE * -(-len(rows) // 2)
-    page = Image.new("RGB", (two, height + 3 * LINE + 2 * MARGIN + legend + LINE), PAPER)
+    if bundle.target:
+        over_HWC, missing = ramp_colours(pixels_HW, bundle.target.low, bundle.target.high), np.isnan(pixels_HW).any()
+        legend = Legend(3 * LINE, partial(_draw_ramp, rows[0], bundle.target))
+    else:
+        over_HWC, missing = _overlay(scene_HWC, pixels_HW, bundle), (pixels_HW == NODATA).any()
+        legend = Legend(LINE * -(-len(rows) // 2), partial(_draw_legend, rows, bundle))
+    page = Image.new("RGB", (two, height + 3 * LINE + 2 * MARGIN + legend.height + LINE), PAPER)
     draw, font, small = ImageDraw.Draw(page), ImageFont.load_default(20), ImageFont.load_default(16)
     when = f", {plan.scene.datetime[:10]}" if plan.scene.datetime else ""
     draw.text((MARGIN, MARGIN // 2), _fit(f"{plan.scene.scene_id}{when}", two - 2 * MARGIN, font), fill=INK, font=font)
@@ -46,9 +61,9 @@ def draw_quicklook(plan: Plan, bundle: Bundle, mask: Place, rows: Sequence[dict[
     top = MARGIN + 2 * LINE
     page.paste(Image.fromarray(scene_HWC), (MARGIN, top))
     page.paste(Image.fromarray(over_HWC), (2 * MARGIN + width, top))
-    _draw_legend(draw, rows, bundle, (MARGIN, top + height + MARGIN), two // 2 - MARGIN, small)
-    note = "grey: no data" if (ids_HW == NODATA).any() else ""
-    draw.text((MARGIN, top + height + MARGIN + legend), note, fill=FAINT, font=small)
+    legend.draw(draw, (MARGIN, top + height + MARGIN), two - 2 * MARGIN, small)
+    note = "grey: no data" if missing else ""
+    draw.text((MARGIN, top + height + MARGIN + legend.height), note, fill=FAINT, font=small)
     about = PngInfo()
     about.add_text("input_id", input_id)
     page.save(target, format="PNG", pnginfo=about, compress_level=4)
@@ -63,8 +78,8 @@ def quicklook_input_id(path: Place) -> str | None:
         return None
 
 
-def _mask_preview(mask: Place) -> np.ndarray:
-    with opened_dataset(mask) as dataset:
+def _preview(raster: Place) -> np.ndarray:
+    with opened_dataset(raster) as dataset:
         longest = max(dataset.shape)
         scale = min(max(longest, min(SHORTEST, 4 * longest)), LONGEST) / longest
         height, width = (max(1, round(length * scale)) for length in dataset.shape)
@@ -111,8 +126,9 @@ def _overlay(scene_HWC: np.ndarray, ids_HW: np.ndarray, bundle: Bundle) -> np.nd
 
 
 def _draw_legend(
-    draw: ImageDraw.ImageDraw, rows: Sequence[dict[str, Any]], bundle: Bundle, corner: tuple[int, int], column: int, font: Any
+    rows: Sequence[dict[str, Any]], bundle: Bundle, draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, font: Any
 ) -> None:
+    column = width // 2
     for number, row in enumerate(rows):
         x, y = corner[0] + number % 2 * column, corner[1] + number // 2 * LINE
         draw.rectangle((x, y + 3, x + 26, y + 20), fill=bundle.colours[row["class_id"]], outline=INK)
@@ -121,6 +137,25 @@ def _draw_legend(
         facts = f"  {share}, {extent}"
         name = _fit(row["class_name"], column - 52 - font.getlength(facts), font)
         draw.text((x + 36, y + 1), name + facts, fill=INK, font=font)
+
+
+def _draw_ramp(row: Mapping[str, Any], target: Target, draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, font: Any) -> None:
+    """The target's name and its mean, a bar of the ramp, and what the colours at its ends and between stand for."""
+    (x, y), unit = corner, f" {_fit(target.unit, width / (2 * TICKS), font)}".rstrip()
+    extent = f"{row['valid_pixel_count']:,} px" if row["area_m2"] is None else _ground(row["area_m2"])
+    spread = "" if row["mean"] is None else f"mean {short(row['mean'])}, {short(row['minimum'])} to {short(row['maximum'])}{unit}, "
+    facts = f"  {spread}{extent}"
+    draw.text((x, y + 1), _fit(target.name, width - font.getlength(facts), font) + facts, fill=INK, font=font)
+    colours_WC = ramp_colours(np.linspace(target.low, target.high, width)[None], target.low, target.high)[0]
+    for step, colour in enumerate(colours_WC.tolist()):
+        draw.line((x + step, y + LINE, x + step, y + LINE + 18), fill=tuple(colour))
+    for tick in range(TICKS):
+        share = tick / (TICKS - 1)
+        text = ("or less", "", "or more")[(share > 0) + (share == 1)]
+        text = f"{short(target.low + share * (target.high - target.low))}{unit} {text}".rstrip()
+        at = x + share * (width - 1)
+        draw.line((at, y + LINE + 18, at, y + LINE + 23), fill=INK)
+        draw.text((at - share * font.getlength(text), y + LINE + 24), text, fill=INK, font=font)
 
 
 def _ground(area_m2: float) -> str:

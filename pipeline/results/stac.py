@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ EXTENSIONS = [
 ]
 COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 EDGE_POINTS = 32
+CLASSIFICATION = EXTENSIONS[1]
 TITLES = {"mask": "Class ids", "confidence": "Confidence, 0 to 100", "probabilities": "Probability of each class, 0 to 100"}
 
 
@@ -42,8 +43,10 @@ class MadeFile(NamedTuple):
             return cls(place.name, path.stat().st_size, storage.sha256(path))
 
 
-def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_id: str) -> dict[str, Any]:
-    """The item of the files in one scene folder: `files` are layers and `quicklook`, by name."""
+def make_item(
+    plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_id: str, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
+    """The item of the files in one scene folder: `files` are layers and `quicklook`, by name; `rows` are the scene's table."""
     footprint, bbox = _footprint(plan)
     grid, window = plan.scene.grid, plan.region.window
     transform = grid.affine * Affine.translation(window.col, window.row)
@@ -70,8 +73,8 @@ def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_i
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
-        "stac_extensions": EXTENSIONS,
-        "id": f"{plan.scene.scene_id}-mask",
+        "stac_extensions": [uri for uri in EXTENSIONS if bundle.classes or uri != CLASSIFICATION],
+        "id": f"{plan.scene.scene_id}-{plan.layers[0]}",
         "geometry": footprint,
         **({"bbox": bbox} if bbox else {}),
         "properties": properties,
@@ -79,7 +82,7 @@ def make_item(plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_i
             {"rel": "derived_from", "href": plan.scene.uri, "title": plan.scene.scene_id},
             {"rel": "mlm:model", "href": _model_href(bundle), "type": "application/json", "title": bundle.architecture},
         ],
-        "assets": {name: _asset(name, path, bundle) for name, path in files.items()},
+        "assets": {name: _asset(name, path, bundle, rows) for name, path in files.items()},
     }
 
 
@@ -99,10 +102,13 @@ def _model_href(bundle: Bundle) -> str:
     return f"{bundle.path}/model.json" if Path(bundle.local).is_dir() else bundle.path
 
 
-def _asset(name: str, file: MadeFile, bundle: Bundle) -> dict[str, Any]:
+def _asset(name: str, file: MadeFile, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     about = {"file:size": file.size, "file:checksum": f"1220{file.sha256}"}
     if name == "quicklook":
         return {"href": f"./{file.name}", "type": "image/png", "roles": ["overview"], "title": "Quicklook", **about}
+    if name == "value" and bundle.target:
+        asset = {"href": f"./{file.name}", "type": COG_TYPE, "roles": ["data"], "title": bundle.target.name, **about}
+        return asset | {"data_type": "float32", "nodata": "nan", **_measured(rows[0])}
     asset = {"href": f"./{file.name}", "type": COG_TYPE, "roles": ["data"], "title": TITLES[name], **about}
     if name == "probabilities":
         return asset | {"bands": [{"name": entry.name, "data_type": "uint8", "nodata": NODATA} for entry in bundle.classes]}
@@ -113,6 +119,14 @@ def _asset(name: str, file: MadeFile, bundle: Bundle) -> dict[str, Any]:
             for entry in bundle.classes
         ]
     return asset
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Unit and statistics of values, as STAC's common metadata has them; what is not known is left out."""
+    names = {"minimum": "minimum", "maximum": "maximum", "mean": "mean", "std": "stddev"}
+    statistics = {called: row[name] for name, called in names.items() if row[name] is not None}
+    statistics["valid_percent"] = 100 * row["valid_pixel_count"] / row["pixel_count"]
+    return {**({"unit": row["unit"]} if row["unit"] else {}), "statistics": statistics}
 
 
 def _slug(name: str) -> str:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.inference.part import Tally
 from pipeline.inference.plan import Plan
+from pipeline.inference.tally import Tally, ValueTally
 from pipeline.models.bundle import Bundle
 
 AREAS = pa.schema([
@@ -26,6 +26,24 @@ AREAS = pa.schema([
     pa.field("share", pa.float64()),  # of the valid area, or of the valid pixels without one; null if there is none
     pa.field("mean_confidence", pa.float64()),  # 0..100; null unless saved
     pa.field("valid_pixel_count", pa.int64(), nullable=False),
+    pa.field("model_id", pa.string(), nullable=False),
+    pa.field("input_id", pa.string(), nullable=False),
+])  # fmt: skip
+
+
+# A row a scene of a bundle with a target. Of the values, in the target's unit: null where no pixel is valid.
+VALUES = pa.schema([
+    pa.field("scene_id", pa.string(), nullable=False),
+    pa.field("scene_datetime", pa.timestamp("us", tz="UTC")),
+    pa.field("target_name", pa.string(), nullable=False),
+    pa.field("unit", pa.string(), nullable=False),  # "" where it has none
+    pa.field("pixel_count", pa.int64(), nullable=False),  # of the region
+    pa.field("valid_pixel_count", pa.int64(), nullable=False),
+    pa.field("area_m2", pa.float64()),  # of the valid pixels; null without a place on the ground
+    pa.field("mean", pa.float64()),
+    pa.field("std", pa.float64()),
+    pa.field("minimum", pa.float64()),
+    pa.field("maximum", pa.float64()),
     pa.field("model_id", pa.string(), nullable=False),
     pa.field("input_id", pa.string(), nullable=False),
 ])  # fmt: skip
@@ -82,6 +100,14 @@ ADJUSTED_AREAS = pa.schema([
     pa.field("producers_accuracy", pa.float64()),
     pa.field("producers_accuracy_standard_error", pa.float64()),
 ])  # fmt: skip
+# Of numbers, in the target's unit: ranges of the truth, from `range_low` on and below `range_high`; null where they have no end.
+ERRORS = pa.schema([
+    *OF_BUNDLE,
+    pa.field("range_low", pa.float64()),
+    pa.field("range_high", pa.float64()),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+    *(pa.field(f"{name}{end}", pa.float64()) for name in ("rmse", "mae", "bias") for end in ("", "_low", "_high")),
+])  # fmt: skip
 COMPARISON = pa.schema([
     pa.field("bundle", pa.string(), nullable=False),
     pa.field("other", pa.string(), nullable=False),
@@ -116,6 +142,27 @@ def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[
             "input_id": input_id,
         })  # fmt: skip
     return rows
+
+
+def values_rows(plan: Plan, bundle: Bundle, total: ValueTally, input_id: str) -> list[dict[str, Any]]:
+    """One row, with the columns of VALUES, of a bundle with a target."""
+    target = bundle.target
+    assert target is not None
+    return [{
+        "scene_id": plan.scene.scene_id,
+        "scene_datetime": parse_datetime(plan.scene.datetime),
+        "target_name": target.name,
+        "unit": target.unit,
+        "pixel_count": plan.region.pixels,
+        "valid_pixel_count": total.pixels[0],
+        "area_m2": total.area_m2[0] if total.area_m2 is not None else None,
+        "mean": total.mean,
+        "std": total.std,
+        "minimum": total.minimum,
+        "maximum": total.maximum,
+        "model_id": bundle.model_id,
+        "input_id": input_id,
+    }]  # fmt: skip
 
 
 def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, input_id: str | None = None) -> None:

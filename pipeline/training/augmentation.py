@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from pipeline.errors import Refused
-from pipeline.training.classes import IGNORE
+from pipeline.training.unknown import unknown
 
 BLUR_SIGMA = (0.1, 2.0)  # px
 
@@ -73,19 +73,20 @@ class Augmentation:
         return low if low == high else math.exp(math.log(low) + float(torch.rand(())) * math.log(high / low))
 
     def __call__(self, image_CHW: torch.Tensor, labels_HW: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A normalised image, fp32, and its class ids, changed alike and resized to `size`; drawn from torch's generator.
+        """A normalised image, fp32, and its class ids or numbers, changed alike and resized to `size`; drawn from torch's generator.
 
-        What a rotation brings in from outside is the bands' mean in the image and 255, ignored, in the labels.
+        What a rotation brings in from outside is the bands' mean in the image and unknown (255, or NaN) in the labels. Labels are
+        taken from the nearest pixel, numbers too: none is mixed with its neighbours or with what is unknown.
         """
         image, mask = tv_tensors.Image(image_CHW), tv_tensors.Mask(labels_HW[None])
-        for step in self._steps(size):
+        for step in self._steps(size, unknown(labels_HW)):
             image, mask = step(image, mask)
         return self._on_values(image.as_subclass(torch.Tensor)), mask[0].as_subclass(torch.Tensor)
 
-    def _steps(self, size: tuple[int, int]) -> list[v2.Transform]:
+    def _steps(self, size: tuple[int, int], outside: float) -> list[v2.Transform]:
         steps: list[v2.Transform] = [v2.Resize(size, antialias=True)] if self.scale != (1.0, 1.0) else []
         if self.rotate:
-            filled = {tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORE}
+            filled = {tv_tensors.Image: 0.0, tv_tensors.Mask: outside}
             steps.append(v2.RandomRotation(self.rotate, interpolation=InterpolationMode.BILINEAR, fill=filled))
         if self.flip or self.turn:
             steps.append(v2.RandomHorizontalFlip())

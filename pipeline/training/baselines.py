@@ -1,4 +1,4 @@
-"""What a network has to beat: calling everything the commonest class, and logistic regression on a pixel's own values."""
+"""What a network that learns classes has to beat: calling everything the commonest, and logistic regression on a pixel's own values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from pipeline.models.metrics import Scores
 from pipeline.models.networks.logistic import logistic_regression
-from pipeline.training.classes import IGNORE
 from pipeline.training.sampling import Draws
+from pipeline.training.unknown import known
 
 SAMPLE = 200_000  # pixels that a logistic regression is fitted to
 
@@ -24,17 +24,17 @@ def majority_scores(train_counts: np.ndarray, confusion: np.ndarray) -> Scores:
 
 
 def sample_pixels(draws: Draws, seed: int = 0, most: int = SAMPLE) -> tuple[torch.Tensor, np.ndarray]:
-    """Labelled training pixels, some of each draw's: normalised values, fp32 C x 1 x N, and class ids, uint8 1 x N."""
+    """Labelled training pixels, some of each draw's: normalised values, fp32 C x 1 x N, and class ids, uint8 1 x N, or numbers, fp32."""
     random = np.random.default_rng(seed)
     count = min(draws.epoch_length, 256)
     values, labels = [], []
     for draw in np.linspace(0, draws.epoch_length - 1, count).astype(int).tolist():
         image_CHW, labels_HW, _ = draws[draw]
-        known = np.flatnonzero(labels_HW != IGNORE)
-        chosen = torch.from_numpy(random.permutation(known)[: -(-most // count)])
+        labelled = np.flatnonzero(known(labels_HW))
+        chosen = torch.from_numpy(random.permutation(labelled)[: -(-most // count)])
         values.append(image_CHW.flatten(1)[:, chosen])
         labels.append(labels_HW.flatten()[chosen])
-    return torch.cat(values, dim=1)[:, None], torch.cat(labels).numpy().astype(np.uint8)[None]
+    return torch.cat(values, dim=1)[:, None], torch.cat(labels).numpy().astype(draws.scenes[0].table.dtype)[None]
 
 
 def fit_logistic_regression(values_C1N: torch.Tensor, labels_1N: np.ndarray, weights_K: np.ndarray) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow
 
 from pipeline.errors import Refused
+from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import LONGEST_NAME, NODATA, ClassEntry, is_name
@@ -39,6 +40,28 @@ class ClassTable:
     classes: tuple[LabelClass, ...]
     ignored: tuple[Value, ...] = ()
     coloured: bool = False
+
+    thing = "a class"  # that a label gives a pixel
+    unknown = IGNORE
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def kinds(self) -> int:
+        """Of pixels that windows are drawn by: the classes."""
+        return len(self.classes)
+
+    @property
+    def outputs(self) -> int:
+        """Of a network that learns these classes."""
+        return len(self.classes)
+
+    def read(self, labels: Any, window: Window) -> np.ndarray:
+        """The class ids of a window inside the grid, uint8 H x W, 255 where ignored."""
+        return labels.ids(window, self)
+
+    def kinds_of(self, labels_HW: np.ndarray) -> np.ndarray:
+        """The class ids as they are."""
+        return labels_HW
 
     @property
     def names(self) -> list[str]:

@@ -19,9 +19,11 @@ from pipeline.imagery.catalogue import Asset, BandEntry, Source
 from pipeline.imagery.raster import Scene, opened_dataset
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import is_name, normalise
-from pipeline.training.classes import IGNORE, ClassTable, LabelClass, read_classes, table_of
+from pipeline.training.classes import ClassTable, LabelClass, read_classes, table_of
 from pipeline.training.labels import PolygonLabels, RasterLabels, ignored_outside, open_labels, reader_of
 from pipeline.training.sources import Pair, find_pairs
+from pipeline.training.targets import Numbers
+from pipeline.training.unknown import unknown
 
 COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 PIECE = 1024  # px: the windows in which a whole scene is read
@@ -32,7 +34,7 @@ class Block:
     """A rectangle of a labelled scene in memory.
 
     `physical_CHW` is float32 after the files' scale and offset, 0 where not `valid_CHW`. `labels_HW` holds class ids,
-    uint8, and 255 where there is no class or a band is missing.
+    uint8, and 255 where there is no class or a band is missing; or numbers, float32, and NaN likewise.
     """
 
     window: Window
@@ -54,7 +56,7 @@ class LabelledScene:
     source: Source
     scene: Scene
     labels: RasterLabels | PolygonLabels
-    table: ClassTable
+    table: ClassTable | Numbers
     bands: tuple[Band, ...]  # of the image, as they were asked for
     areas: tuple[Window, ...]
     excluded: tuple[Window, ...] = ()
@@ -69,22 +71,22 @@ class LabelledScene:
         return file_sha256(storage.place_of(self.scene.bands[0].path))[:16]
 
     def read_labels(self, window: Window) -> np.ndarray:
-        """Class ids, uint8 H x W: 255 where ignored, outside the grid, outside `areas` or in `excluded`.
+        """Class ids, uint8 H x W, or numbers, float32: 255 or NaN where ignored, outside the grid, outside `areas` or in `excluded`.
 
         Raises Refused, naming the file, for a value that the class table does not have, and Unreadable.
         """
-        ids_HW = np.full((window.height, window.width), IGNORE, np.uint8)
+        labels_HW = np.full((window.height, window.width), self.table.unknown, self.table.dtype)
         inside = window.intersection(self.scene.grid.window)
         if inside:
-            ids_HW[inside.relative_to(window).slices()] = self.labels.ids(inside, self.table)
-        return ignored_outside(ids_HW, window, self.areas, self.excluded)
+            labels_HW[inside.relative_to(window).slices()] = self.table.read(self.labels, inside)
+        return ignored_outside(labels_HW, window, self.areas, self.excluded)
 
     def read(self, window: Window) -> Block:
         """Image and labels of a window that starts inside the scene; beyond its right and lower edge nothing is valid."""
         values_CHW, valid_CHW = reader_of(self.scene).read(window)
         valid_CHW = np.ones(values_CHW.shape, bool) if valid_CHW is None else valid_CHW
         labels_HW = self.read_labels(window)
-        labels_HW[~valid_CHW.all(axis=0)] = IGNORE
+        labels_HW[~valid_CHW.all(axis=0)] = unknown(labels_HW)
         bands = self.scene.bands
         scale, offset = (np.array([getattr(band, name) for band in bands], np.float32)[:, None, None] for name in ("scale", "offset"))
         physical_CHW = np.where(valid_CHW, values_CHW.astype(np.float32) * scale + offset, np.float32(0))
@@ -101,25 +103,27 @@ class LabelledScene:
 
 
 def open_labelled(
-    data: str | Sequence[str], *, labels: str | None = None, classes: str | ClassTable | None = None,
+    data: str | Sequence[str], *, labels: str | None = None, classes: str | ClassTable | Numbers | None = None,
     bands: Sequence[Band | str] | None = None, class_column: str | None = None, ignored: Sequence[int] = (), trusted: bool = False,
 ) -> list[LabelledScene]:  # fmt: skip
     """Open what one or several sources name (`find_pairs` says in which ways) as labelled scenes.
 
     `bands` are those to read, by name or as a model has them; without them all that the first image has. Without
-    `classes`, a file or a table, every value or colour of the labels is a class. `trusted` rasters may follow what they name
-    (`pipeline/imagery/formats`). Raises Refused for what does not open or does not fit together.
+    `classes`, a file or a table, every value or colour of the labels is a class; with `Numbers` in its place they are numbers.
+    `trusted` rasters may follow what they name (`pipeline/imagery/formats`). Raises Refused for what does not open or fit together.
     """
     found_pairs = [pair for place in ([data] if isinstance(data, str) else data) for pair in find_pairs(place, labels)]
     pairs = _told_apart([pair._replace(image=replace(pair.image, trusted=trusted)) for pair in found_pairs])
     first = replace(pairs[0].image, assets=tuple(_named(asset, pairs[0].image) for asset in pairs[0].image.assets))
     chosen = _choose(first, bands)
-    opened = []
+    numbers, opened = classes if isinstance(classes, Numbers) else None, []
     for pair in pairs:
         source = replace(pair.image, assets=tuple(_named(asset, pair.image) for asset in pair.image.assets))
-        opened.append((pair, source, *open_labels(source, pair.labels, chosen, class_column)))
+        opened.append((pair, source, *open_labels(source, pair.labels, chosen, class_column, numbers)))
     if isinstance(classes, str):
         classes = read_classes(storage.place_of(classes), ignored)
+    if numbers:
+        classes = numbers.named_by([found for *_, found in opened])
     if classes is None:
         other = next((found for *_, found in opened if found.coloured != opened[0][3].coloured), None)
         if other is not None:

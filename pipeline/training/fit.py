@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -24,12 +25,11 @@ from pipeline.inference.plan import software
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import save_bundle
 from pipeline.models.engine import choose_device, describe_device
-from pipeline.models.metrics import Scores
 from pipeline.models.networks import build_network
 from pipeline.models.networks.pretrained import Loaded, load_encoder
 from pipeline.models.receptive import Reach, measure_halo
 from pipeline.training.augmentation import Augmentation
-from pipeline.training.baselines import fit_logistic_regression, majority_scores, sample_pixels
+from pipeline.training.classes import ClassTable
 from pipeline.training.datasets import file_sha256
 from pipeline.training.distributed import rank, world
 from pipeline.training.journal import write_epoch
@@ -37,13 +37,15 @@ from pipeline.training.loop import Epoch, Recipe, State, Trainer, best_epoch
 from pipeline.training.pictures import Example, draw_samples
 from pipeline.training.sampling import Draws
 from pipeline.training.splits import Split
-from pipeline.training.statistics import Statistics, class_weights
-from pipeline.training.validation import classify, logits_of, score, some_cores
+from pipeline.training.statistics import Statistics
+from pipeline.training.targets import Numbers
+from pipeline.training.task import Task, task_of
+from pipeline.training.validation import classify, logits_of, some_cores
 
 MEGAPIXEL = 1_000_000  # what `--halo auto` is measured on, at least
 MEGAPIXEL_SIDE = 1_000  # px
 SAMPLE_SIDE = 1024  # px: of a training image, for the self-test
-NETWORK, LOGISTIC, MAJORITY = "network", "logistic_regression", "majority_class"
+NETWORK = "network"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,14 @@ class Training:
     warnings: tuple[str, ...] = ()
 
     @property
-    def class_names(self) -> list[str]:
-        return self.split.train[0].table.names
+    def labels(self) -> ClassTable | Numbers:
+        """What labels mean."""
+        return self.split.train[0].table
+
+    @property
+    def task(self) -> Task:
+        """How they are learnt."""
+        return task_of(self.labels, self.statistics, self.recipe)
 
     def draws(self) -> Draws:
         """The training windows."""
@@ -74,9 +82,9 @@ class Training:
             self.split.train, self.statistics, self.recipe.window, augmentation, balanced=self.recipe.balanced, seed=self.recipe.seed
         )
 
-    def weights(self) -> np.ndarray:
-        """Of each class in the loss, fp32 K."""
-        return class_weights(self.statistics.counts, self.recipe.class_weights)
+    def plain(self) -> Draws:
+        """Training windows as they are."""
+        return Draws(self.split.train, self.statistics, self.recipe.window, Augmentation(), seed=self.recipe.seed)
 
 
 class Hooks(Protocol):
@@ -112,58 +120,48 @@ def check_window(recipe: Recipe, reach: Reach) -> None:
         raise Refused(f"--window {height}x{width}: must be a multiple of the network's stride, {reach.stride} px")
 
 
-def fit(training: Training, device: torch.device, hooks: Hooks = Quiet()) -> dict[str, Scores] | None:
+def fit(training: Training, device: torch.device, hooks: Hooks = Quiet()) -> dict[str, Any] | None:
     """Train in this process, together with the others of its group where there are any, and write the bundle.
 
     The best network so far is in `training.output` after every epoch that brought one. Returns the scores on the test
     set, the network's and the baselines', in the first process; None in the others and where there is no test set.
     """
     began = time.monotonic()
-    split, bands, reach, recipe = training.split, training.statistics.bands, training.reach, training.recipe
+    split, bands, reach, recipe, task = training.split, training.statistics.bands, training.reach, training.recipe, training.task
     if device.type == "cpu":
         keep_freed_memory()  # a tenth of a step's time
     torch.manual_seed(recipe.seed)
-    network = build_network(training.architecture, len(bands), len(training.class_names), **training.arguments)
+    network = build_network(training.architecture, len(bands), training.labels.outputs, **training.arguments)
     loaded = load_encoder(network, training.encoder) if training.encoder else None
-    trainer = Trainer(network, training.draws(), recipe, torch.from_numpy(training.weights()), device)
+    trainer = Trainer(network, training.draws(), recipe, task.loss(), device)
     state = hooks.resumed()
     if state is not None:
         trainer.load(state)
     said = provenance(training, trainer, loaded) if rank() == 0 else {}
     while not trainer.finished:
-        epoch = trainer.run_epoch(lambda candidate: score(candidate, split.validation, bands, reach), hooks.step)
+        epoch = trainer.run_epoch(lambda candidate: task.score(candidate, split.validation, bands, reach), hooks.step)
         if rank() == 0 and best_epoch(trainer.epochs) is epoch:
-            so_far = {"interrupted_after_epoch": epoch.number, "validation": {"mean_iou": epoch.mean_iou, "accuracy": epoch.accuracy}}
-            write_bundle(training, trainer.result, said | {"best_epoch": asdict(epoch)}, so_far)
+            summary = {name: epoch.scores[name] for _, name, _ in task.columns}
+            so_far = {"interrupted_after_epoch": epoch.number, "validation": summary}
+            write_bundle(training, trainer.result, said | {"best_epoch": epoch.to_json()}, so_far)
         if rank() == 0 and training.run:
-            write_epoch(training.run, trainer.epochs, training.class_names, recipe.metric)
-            draw_samples(training.run / "samples.png", examples(training, trainer.result), training.split.train[0].table)
+            write_epoch(training.run, trainer.epochs, training.labels.names, recipe.metric, task.panels)
+            draw_samples(training.run / "samples.png", examples(training, trainer.result), task.paint)
         hooks.epoch(epoch, trainer)
     best = trainer.result
     best.load_state_dict(trainer.best)
     best.eval()
-    validation = score(best, split.validation, bands, reach)
-    tested = score(best, split.test, bands, reach) if split.test else None
-    scores = {NETWORK: tested, **baselines(training, tested, device)} if tested else {}
+    validation = task.score(best, split.validation, bands, reach)
+    tested = task.score(best, split.test, bands, reach) if split.test else None
+    scores = {NETWORK: tested, **task.baselines(training.plain(), split.test, tested, device)} if tested else {}
     if rank():
         return None
-    halo, tried = auto_halo(best, largest_image(training), reach)
+    halo, tried = auto_halo(best, largest_image(training), reach, task)
     metrics = describe_scores(training, scores, validation, tried)
     seconds = said["seconds"] + time.monotonic() - began
-    said |= {"best_epoch": asdict(best_epoch(trainer.epochs)), "epochs": len(trainer.epochs), "seconds": round(seconds, 1)}
+    said |= {"best_epoch": best_epoch(trainer.epochs).to_json(), "epochs": len(trainer.epochs), "seconds": round(seconds, 1)}
     write_bundle(training, best, said, metrics, halo)
     return scores or None
-
-
-def baselines(training: Training, tested: Scores, device: torch.device) -> dict[str, Scores]:
-    """The scores on the test set of logistic regression and of the commonest class."""
-    recipe = training.recipe
-    plain = Draws(training.split.train, training.statistics, recipe.window, Augmentation(), seed=recipe.seed)
-    logistic = fit_logistic_regression(*sample_pixels(plain, recipe.seed), training.weights())
-    return {
-        LOGISTIC: score(logistic.to(device), training.split.test, training.statistics.bands, Reach(1, 0, None)),
-        MAJORITY: majority_scores(training.statistics.counts, tested.confusion),
-    }
 
 
 def examples(training: Training, network: nn.Module, most: int = 6) -> list[Example]:
@@ -172,11 +170,11 @@ def examples(training: Training, network: nn.Module, most: int = 6) -> list[Exam
     for item, core in some_cores(training.split.validation, most):
         logits_KHW, labels_HW = logits_of(network, item, core, bands, training.reach)
         image_CHW = item.read(core).normalised(bands).numpy()
-        shown.append(Example(item.name, image_CHW, labels_HW, logits_KHW.argmax(0).to(torch.uint8).cpu().numpy()))
+        shown.append(Example(item.name, image_CHW, labels_HW, training.task.answer(logits_KHW)))
     return shown
 
 
-def auto_halo(network: nn.Module, image_CHW: torch.Tensor, reach: Reach) -> tuple[int | None, dict[int, float]]:
+def auto_halo(network: nn.Module, image_CHW: torch.Tensor, reach: Reach, task: Task) -> tuple[int | None, dict[int, float]]:
     """What `--halo auto` means for a network, measured on a megapixel of its normalised training data.
 
     Returns the halo in px and the share of changed pixels at each halo that was tried; None and nothing for a network
@@ -185,7 +183,8 @@ def auto_halo(network: nn.Module, image_CHW: torch.Tensor, reach: Reach) -> tupl
     if reach.exact_halo is None:
         return None, {}
     pixels_CHW = megapixel(image_CHW, reach.stride).numpy()
-    return measure_halo(lambda tile_CHW: classify(network, torch.from_numpy(tile_CHW), reach), pixels_CHW, reach)
+    classes = partial(classify, network, reach=reach, answer=task.answer)
+    return measure_halo(lambda tile_CHW: classes(torch.from_numpy(tile_CHW)), pixels_CHW, reach, differ=task.differ)
 
 
 def largest_image(training: Training) -> torch.Tensor:
@@ -219,12 +218,12 @@ def write_bundle(
     folder = training.output
     fresh = storage.workshop(folder.parent) / f".{folder.name}.next"
     shutil.rmtree(fresh, ignore_errors=True)
-    copied = build_network(training.architecture, len(training.statistics.bands), len(training.class_names), **training.arguments)
+    copied = build_network(training.architecture, len(training.statistics.bands), training.labels.outputs, **training.arguments)
     copied.load_state_dict(network.state_dict())
     resolutions = [item.scene.resolution_m for item in training.split.train if item.scene.resolution_m is not None]
     save_bundle(
         fresh, copied, architecture=training.architecture, arguments=training.arguments, bands=training.statistics.bands,
-        classes=[item.entry for item in training.split.train[0].classes], sample_CHW=_sample(training), halo=halo, reach=training.reach,
+        classes=training.task.described, sample_CHW=_sample(training), halo=halo, reach=training.reach,
         resolution_m=round(float(np.median(resolutions)), 3) if resolutions else None,
         metrics=dict(metrics), provenance=dict(said), licences=training.licences,
     )  # fmt: skip
@@ -243,15 +242,15 @@ def _sample(training: Training) -> torch.Tensor:
     return torch.from_numpy(np.pad(filled_CHW, missing, mode="symmetric"))
 
 
-def describe_scores(training: Training, scores: Mapping[str, Scores], validation: Scores, tried: Mapping[int, float]) -> dict[str, Any]:
+def describe_scores(training: Training, scores: Mapping[str, Any], validation: Any, tried: Mapping[int, float]) -> dict[str, Any]:
     """What a bundle says of its own quality."""
-    names = training.class_names
-    tested = f"{int(scores[NETWORK].confusion.sum())} labelled pixels" if scores else "nothing: no test set was held out"
+    told = training.task.told
+    tested = f"{scores[NETWORK].pixels} labelled pixels" if scores else "nothing: no test set was held out"
     return {
         "measured_on": f"test set ({training.split.how}): {tested}, never trained on",
         "computed_in": "fp32, exact halo",
-        "test": {model: each.to_json(names) for model, each in scores.items()},
-        "validation": {NETWORK: validation.to_json(names)},
+        "test": {model: told(each) for model, each in scores.items()},
+        "validation": {NETWORK: told(validation)},
         "halo": {
             "changed_share_against_exact": {str(halo): share for halo, share in sorted(tried.items())},
             "measured_on": f"{MEGAPIXEL} px or more of the training data, cores of 256 px",
@@ -261,18 +260,11 @@ def describe_scores(training: Training, scores: Mapping[str, Scores], validation
 
 def provenance(training: Training, trainer: Trainer, loaded: Loaded | None) -> dict[str, Any]:
     """What a bundle says of how it was made."""
-    table = training.split.train[0].table
-    counts = training.statistics.counts
     return {
         "command": training.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {"files": _files(training), "split": training.split.to_json()},
-        "labels": {
-            "values": {item.entry.name: list(item.values) for item in table.classes},
-            "ignored": list(table.ignored),
-            "coloured": table.coloured,
-        },
-        "class_shares": {name: float(f"{share:.5g}") for name, share in zip(table.names, counts / counts.sum(), strict=True)},
+        **training.task.provenance(training.split.train),
         "encoder": loaded._asdict() if loaded else None,
         "recipe": asdict(training.recipe),
         "workers": world(),

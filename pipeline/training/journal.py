@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +14,15 @@ from typing import Any
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.training.loop import Epoch
-from pipeline.training.pictures import draw_curves
+from pipeline.training.pictures import Panel, draw_curves
+
+Panels = Callable[[Sequence[Mapping[str, float]]], list[Panel]]  # the curves to draw, from the rows of the table
 
 
-def write_epoch(run: Place, epochs: Sequence[Epoch], names: Sequence[str], title: str) -> None:
+def write_epoch(run: Place, epochs: Sequence[Epoch], names: Sequence[str], title: str, panels: Panels) -> None:
     """Write `epochs.csv` and `curves.png` anew in the folder `run`, and tell TensorBoard and MLflow of the last epoch.
 
+    `names` are those of the classes, for scores that there are of each.
     TensorBoard's events lie in `run/tensorboard`. MLflow's run is that of `MLFLOW_TRACKING_URI`, or lies in
     `run/mlflow.db` if that is local.
     """
@@ -31,10 +34,7 @@ def write_epoch(run: Place, epochs: Sequence[Epoch], names: Sequence[str], title
     temporary = storage.temporary(run, "epochs.csv")
     temporary.write_text(text.getvalue())
     storage.publish(temporary, run / "epochs.csv")
-    columns = {"epoch": [row["epoch"] for row in rows], "loss": [row["loss"] for row in rows]}
-    columns |= {name.replace("_", " "): [row[name] for row in rows] for name in ("accuracy", "mean_iou", "mean_f1")}
-    columns |= {f"IoU {name}": [row[f"iou_{name}"] for row in rows] for name in names}
-    draw_curves(run / "curves.png", columns)
+    draw_curves(run / "curves.png", [row["epoch"] for row in rows], [row["loss"] for row in rows], panels(rows))
     for name, value in rows[-1].items():
         if name != "epoch" and value == value:  # NaN is no point of a curve
             _events(run).add_scalar(name.replace("iou_", "iou/"), value, epochs[-1].number)
@@ -46,10 +46,14 @@ def write_epoch(run: Place, epochs: Sequence[Epoch], names: Sequence[str], title
 
 def row_of(epoch: Epoch, names: Sequence[str]) -> dict[str, Any]:
     """An epoch as a row of the table."""
+    scores: dict[str, float] = {}
+    for score, value in epoch.scores.items():
+        if isinstance(value, tuple):
+            scores |= {f"{score}_{name}": one for name, one in zip(names, value, strict=True)}
+        else:
+            scores[score] = value
     return {
-        "epoch": epoch.number, "loss": epoch.loss, "accuracy": epoch.accuracy, "mean_iou": epoch.mean_iou, "mean_f1": epoch.mean_f1,
-        **{f"iou_{name}": value for name, value in zip(names, epoch.iou, strict=True)},
-        "learning_rate": epoch.learning_rate, "seconds": round(epoch.seconds, 2),
+        "epoch": epoch.number, "loss": epoch.loss, **scores, "learning_rate": epoch.learning_rate, "seconds": round(epoch.seconds, 2),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,16 +18,17 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from pipeline.errors import Refused
-from pipeline.models.metrics import Scores
 from pipeline.models.networks.pretrained import parameter_groups
+from pipeline.models.value_scores import LOWER_IS_BETTER
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.distributed import gathered, normalise_over_all, rank, summed, world
-from pipeline.training.losses import Loss, parse_loss
+from pipeline.training.losses import SQUARED_ERROR, parse_loss
 from pipeline.training.sampling import Draws, collate
 
 OPTIMISERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "poly", "one-cycle", "constant")
-METRICS = ("mean_iou", "mean_f1", "accuracy")
+CLASS_METRICS, VALUE_METRICS = ("mean_iou", "mean_f1", "accuracy"), ("rmse", "mae", "r2")  # the first is the usual one
+OF_CLASSES = {"class_weights": "none", "label_smoothing": 0.0, "balanced": False}  # what else says nothing where labels are numbers
 MOMENTUM = 0.9  # of SGD
 POLY_POWER = 0.9  # Chen et al. 2017, arXiv 1606.00915
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25  # Smith and Topin 2018, arXiv 1708.07120, as torch has it
@@ -59,10 +60,17 @@ class Recipe:
     encoder_rate: float = 1.0  # times the learning rate; 0: frozen
     compile: bool = False
     patience: int = 0  # epochs without a better score after which training stops; 0: never
-    metric: str = "mean_iou"
+    metric: str = ""  # by which the best epoch is chosen: mean_iou, or of numbers rmse, unless said otherwise
     seed: int = 0
 
+    @property
+    def of_numbers(self) -> bool:
+        """Whether labels are numbers, not classes."""
+        return parse_loss(self.loss)[0].name == SQUARED_ERROR
+
     def __post_init__(self) -> None:
+        ours, others = (VALUE_METRICS, CLASS_METRICS) if self.of_numbers else (CLASS_METRICS, VALUE_METRICS)
+        object.__setattr__(self, "metric", self.metric or ours[0])
         for name, allowed in (
             ("epochs", self.epochs >= 1),
             ("batch", self.batch >= 1),
@@ -79,12 +87,16 @@ class Recipe:
             ("precision", self.precision in ("fp32", "bf16")),
             ("encoder_rate", 0 <= self.encoder_rate <= 1),
             ("patience", self.patience >= 0),
-            ("metric", self.metric in METRICS),
+            ("metric", self.metric in (*ours, *others)),
             ("seed", self.seed >= 0),
         ):
             if not allowed:
                 raise Refused(f"--{name.replace('_', '-')} {getattr(self, name)}: out of range")
-        parse_loss(self.loss)
+        if self.metric in others:
+            raise Refused(f"--metric {self.metric}: with --loss {self.loss} there are {', '.join(ours)}")
+        said = next((name for name, usual in OF_CLASSES.items() if self.of_numbers and getattr(self, name) != usual), None)
+        if said:
+            raise Refused(f"--{said.replace('_', '-')}: is of classes, and with --loss {self.loss} there are none: leave it out")
         Augmentation.parse(self.augment)
 
 
@@ -94,17 +106,20 @@ class Epoch:
 
     number: int  # from 1
     loss: float
-    score: float  # by the recipe's metric
-    accuracy: float
-    mean_iou: float
-    mean_f1: float
-    iou: tuple[float, ...]
+    score: float  # by the recipe's metric; more is better, so an error has a minus
+    scores: dict[str, Any]  # by name: a number, or one for each class
     learning_rate: float
     seconds: float
 
+    def to_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        return content | content.pop("scores")
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Epoch:
-        return cls(**{item.name: content[item.name] for item in fields(cls)} | {"iou": tuple(content["iou"])})
+        own = {item.name for item in fields(cls)}
+        scores = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name not in own}
+        return cls(**{name: value for name, value in content.items() if name in own}, scores=scores)
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> Epoch:
@@ -116,17 +131,24 @@ def nothing(*_: object) -> None:
     """A report that nobody reads."""
 
 
+class Scored(Protocol):
+    """Scores on the validation set, by name."""
+
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+
 class Trainer:
     """A network under training. `state()` between two epochs holds all that the rest of the training depends on."""
 
-    def __init__(self, network: nn.Module, draws: Draws, recipe: Recipe, weights_K: torch.Tensor, device: torch.device):
+    def __init__(self, network: nn.Module, draws: Draws, recipe: Recipe, loss: nn.Module, device: torch.device):
         if not any(True for _ in network.parameters()):
             raise Refused("this architecture has no weights to train; --epochs 0 writes it as it is")
         if recipe.batch % world():
             raise Refused(f"--batch {recipe.batch}: must be a multiple of the {world()} workers")
         self.recipe, self.draws, self.device = recipe, draws, device
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = Loss(parse_loss(recipe.loss), weights_K, recipe.label_smoothing).to(device)
+        self.loss: Any = loss.to(device)
         self.share = recipe.batch // world()
         self.steps = math.ceil(draws.epoch_length / recipe.batch)
         self.pieces = min(self._that_fit(recipe.accumulate), self.share)
@@ -152,7 +174,7 @@ class Trainer:
         stale = done - best_epoch(self.epochs).number if self.epochs else 0
         return done >= self.recipe.epochs or (bool(self.recipe.patience) and stale >= self.recipe.patience)
 
-    def run_epoch(self, score: Callable[[nn.Module], Scores], on_step: Callable[[int, int, int, float], None] = nothing) -> Epoch:
+    def run_epoch(self, score: Callable[[nn.Module], Scored], on_step: Callable[[int, int, int, float], None] = nothing) -> Epoch:
         """Train for an epoch and score it; `on_step` is told the epoch, the step, the steps of an epoch, and the step's loss.
 
         Raises Refused, naming the windows, where the loss is not finite.
@@ -173,11 +195,9 @@ class Trainer:
             on_step(number, step, self.steps, loss)
         self.result.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            scores = score(self.result)
-        epoch = Epoch(
-            number, total / self.steps, float(getattr(scores, self.recipe.metric)), scores.accuracy, scores.mean_iou, scores.mean_f1,
-            tuple(scores.iou.tolist()), learning_rate, time.monotonic() - began,
-        )  # fmt: skip
+            scores = score(self.result).summary
+        better = -1 if self.recipe.metric in LOWER_IS_BETTER else 1
+        epoch = Epoch(number, total / self.steps, better * scores[self.recipe.metric], scores, learning_rate, time.monotonic() - began)
         self.epochs.append(epoch)
         if best_epoch(self.epochs) is epoch:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.result.state_dict().items()}
@@ -241,7 +261,7 @@ class Trainer:
             try:
                 self.network.train()
                 before = copy.deepcopy(self.network.state_dict())
-                labels_BHW = torch.zeros(size, *self.draws.size, dtype=torch.int64)
+                labels_BHW = torch.zeros(size, *self.draws.size, dtype=self.loss.labels)
                 blank_BCHW = torch.zeros(size, bands, *self.draws.size)
                 self._loss(self.network, blank_BCHW, labels_BHW, self.loss.denominators(labels_BHW.to(self.device))).backward()
                 self.network.load_state_dict(before)
@@ -262,7 +282,7 @@ class Trainer:
             "average": self.average.state_dict() if self.average else None,
             "optimiser": self.optimiser.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
-            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "epochs": [epoch.to_json() for epoch in self.epochs],
             "best": self.best,
         }
 

@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from pipeline.errors import Refused
 from pipeline.training.classes import IGNORE
+from pipeline.training.unknown import known
 
 NAMES = ("cross_entropy", "focal", "dice")
+SQUARED_ERROR = "mse"  # that alone: labels are numbers
 FOCUS = 2.0  # gamma of the focal loss, as its paper recommends
 SMOOTH = 1.0  # px: keeps the Dice loss of a class that is nearly absent from jumping
 
@@ -26,12 +28,16 @@ class Term(NamedTuple):
 
 
 def parse_loss(text: str) -> tuple[Term, ...]:
-    """`cross_entropy`, `focal+dice`, `cross_entropy+0.5*dice`. Raises Refused for a name that is not of these."""
-    terms = []
+    """`cross_entropy`, `focal+dice`, `cross_entropy+0.5*dice`, or `mse`. Raises Refused for a name that is not of these."""
+    terms: list[Term] = []
+    if text.strip() == SQUARED_ERROR:
+        return (Term(SQUARED_ERROR, 1.0),)
     for word in text.split("+"):
+        if re.search(rf"\b{SQUARED_ERROR}\b", word):
+            raise Refused(f"--loss {text}: {SQUARED_ERROR} is of numbers: it stands alone, without a loss of classes or a factor")
         match = re.fullmatch(r"\s*(?:([0-9.]+)\s*\*)?\s*(\w+)\s*", word)
         if not match or match[2] not in NAMES:
-            raise Refused(f"--loss {text}: combine {', '.join(NAMES)}, such as cross_entropy+0.5*dice")
+            raise Refused(f"--loss {text}: combine {', '.join(NAMES)}, such as cross_entropy+0.5*dice; or {SQUARED_ERROR} for numbers")
         terms.append(Term(match[2], float(match[1] or 1)))
     return tuple(terms)
 
@@ -46,6 +52,7 @@ class Loss(nn.Module):
     """
 
     weights: torch.Tensor
+    labels = torch.int64
 
     def __init__(self, terms: Sequence[Term], weights_K: torch.Tensor, label_smoothing: float = 0.0):
         super().__init__()
@@ -54,9 +61,9 @@ class Loss(nn.Module):
 
     def denominators(self, labels_BHW: torch.Tensor) -> torch.Tensor:
         """What each term is divided by, fp64: the weight of the labelled pixels, or for dice the samples that have any."""
-        known = labels_BHW != IGNORE
-        weight = self.weights[labels_BHW[known]].double().sum()
-        samples = known.flatten(1).any(dim=1).double().sum()
+        there = labels_BHW != IGNORE
+        weight = self.weights[labels_BHW[there]].double().sum()
+        samples = there.flatten(1).any(dim=1).double().sum()
         return torch.stack([samples if term.name == "dice" else weight for term in self.terms])
 
     def forward(self, logits_BKHW: torch.Tensor, labels_BHW: torch.Tensor, denominators: torch.Tensor) -> torch.Tensor:
@@ -87,3 +94,24 @@ class Loss(nn.Module):
         present_BK = (there_BK > 0).float()
         lost_B = 1 - (score_BK * present_BK).sum(dim=1) / present_BK.sum(dim=1).clamp(min=1)
         return (lost_B * (present_BK.sum(dim=1) > 0)).sum()
+
+
+class SquaredError(nn.Module):
+    """The mean squared error of outputs_B1HW, in standard deviations of the target, against numbers_BHW, whose NaNs do not count.
+
+    Law: as of `Loss`, with `denominators` of the whole batch the values of its parts add up to the value of the whole.
+    """
+
+    labels = torch.float32
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def denominators(self, numbers_BHW: torch.Tensor) -> torch.Tensor:
+        """The pixels that have a number, fp64."""
+        return known(numbers_BHW).double().sum()[None]
+
+    def forward(self, outputs_B1HW: torch.Tensor, numbers_BHW: torch.Tensor, denominators: torch.Tensor) -> torch.Tensor:
+        off_BHW = outputs_B1HW[:, 0].float() - (numbers_BHW - self.mean) / self.std
+        return torch.where(known(numbers_BHW), off_BHW, 0.0).square().sum() / denominators[0].float().clamp(min=1)

@@ -16,13 +16,14 @@ from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.models.networks import build_network
 from pipeline.models.receptive import find_reach
-from pipeline.training.classes import read_classes
+from pipeline.training.classes import ClassTable, colour_value, read_classes
 from pipeline.training.datasets import LabelledScene, open_labelled
 from pipeline.training.fit import Training, check_window
 from pipeline.training.loop import Recipe
 from pipeline.training.pictures import Example, draw_samples
 from pipeline.training.splits import HeldOut, Split, split
 from pipeline.training.statistics import Statistics, class_weights, count_labels, measure
+from pipeline.training.targets import Numbers
 from pipeline.training.validation import context_px, some_cores
 
 ON_SHEET = 12  # samples on each sheet of `draw_check`
@@ -40,7 +41,7 @@ class Request:
     labels: str | None = None
     classes: str | None = None
     class_column: str | None = None
-    ignored: Sequence[int] = ()
+    ignored: Sequence[str] = ()  # label values, or colours #RRGGBB
     bands: Sequence[str] | None = None
     validation: Sequence[str] = ("0.2",)
     test: Sequence[str] = ("0",)
@@ -63,9 +64,9 @@ def prepare(request: Request) -> Training:
     held = {called: held_out(words) for called, words in (("validation", request.validation), ("test", request.test))}
     scenes = open_all(request, request.data)
     sets = {called: replace(one, scenes=tuple(open_all(request, places, scenes[0]))) for called, (one, places) in held.items()}
-    bands, classes = scenes[0].bands, scenes[0].table.names
+    bands, outputs = scenes[0].bands, scenes[0].table.outputs
     torch.manual_seed(recipe.seed)
-    reach = find_reach(build_network(request.architecture, len(bands), len(classes), **request.arguments), len(bands))
+    reach = find_reach(build_network(request.architecture, len(bands), outputs, **request.arguments), len(bands))
     check_window(recipe, reach)
     parts = split(scenes, sets["validation"], sets["test"], gap=context_px(reach), seed=recipe.seed, block=request.block)
     statistics = measure(parts.train, bands, recipe.seed)
@@ -82,11 +83,36 @@ def open_all(request: Request, places: Sequence[str], like: LabelledScene | None
     """The labelled scenes of several sources, with the bands and classes of one that is open, or as they are asked for."""
     if not places:
         return []
-    asked = read_classes(storage.place_of(request.classes), request.ignored) if request.classes else None
+    meaning = like.table if like else meaning_of(request)
     return open_labelled(
-        places, labels=request.labels, classes=like.table if like else asked, bands=like.bands if like else request.bands,
-        class_column=request.class_column, ignored=request.ignored, trusted=request.trusted,
+        places, labels=request.labels, classes=meaning, bands=like.bands if like else request.bands,
+        class_column=request.class_column, ignored=() if meaning else label_values(request.ignored), trusted=request.trusted,
     )  # fmt: skip
+
+
+def meaning_of(request: Request) -> ClassTable | Numbers | None:
+    """What labels mean, as it is asked for; None: each of their values is a class."""
+    if not request.recipe.of_numbers:
+        return read_classes(storage.place_of(request.classes), label_values(request.ignored)) if request.classes else None
+    if request.classes:
+        raise Refused(f"--classes {request.classes}: with --loss {request.recipe.loss} labels are numbers, not classes: leave it out")
+    return Numbers(ignored=label_numbers(request.ignored, request.recipe.loss))
+
+
+def label_values(words: Sequence[str]) -> list[int]:
+    """Whole numbers and colours of --ignore. Raises Refused for others."""
+    try:
+        return [colour_value(word) for word in words]
+    except ValueError as error:
+        raise Refused(f"--ignore {' '.join(words)}: labels of classes are whole numbers or colours #RRGGBB ({error})") from None
+
+
+def label_numbers(words: Sequence[str], loss: str) -> tuple[float, ...]:
+    """Numbers of --ignore. Raises Refused for others."""
+    try:
+        return tuple(map(float, words))
+    except ValueError as error:
+        raise Refused(f"--ignore {' '.join(words)}: with --loss {loss} labels are numbers ({error})") from None
 
 
 def held_out(words: Sequence[str]) -> tuple[HeldOut, list[str]]:
@@ -104,12 +130,13 @@ def held_out(words: Sequence[str]) -> tuple[HeldOut, list[str]]:
 
 def warnings_of(parts: Split, statistics: Statistics) -> list[str]:
     """What a person should know of classes that are missing somewhere. Raises Refused for labels that the classes do not have."""
-    names, found = parts.train[0].table.names, []
+    table, found = parts.train[0].table, []
+    names = table.names
     found += [f"class {name} is nowhere in the training data: it cannot be learnt" for name in missing(names, statistics.counts)]
     for called, scenes in (("validation", parts.validation), ("test", parts.test)):
         counts = count_labels(scenes) if scenes else statistics.counts
         if not counts.sum():
-            raise Refused(f"no pixel of the {called} set has a class: check --labels, --classes and --{called}")
+            raise Refused(f"no pixel of the {called} set has {table.thing}: check --labels, --classes and --{called}")
         found += [f"class {name} is nowhere in the {called} set: it is not measured there" for name in missing(names, counts)]
     if not parts.test:
         found.append("no test set is held out: the validation set chooses the epoch, so its scores are a little too good")
@@ -123,32 +150,31 @@ def missing(names: Sequence[str], counts: np.ndarray) -> list[str]:
 
 def draw_check(training: Training, run: Place) -> None:
     """Write the pictures of --check: validation and training images with their labels, and training windows as they are changed."""
-    table, bands = training.split.train[0].table, training.statistics.bands
+    paint, bands = training.task.paint, training.statistics.bands
     shown = []
     for called, scenes in training.split.sets().items():
         for item, core in some_cores(scenes, ON_SHEET // 3):
             block = item.read(core)
             shown.append(Example(f"{called}: {item.name}", block.normalised(bands).numpy(), block.labels_HW))
-    draw_samples(run / "labels.png", shown, table)
+    draw_samples(run / "labels.png", shown, paint)
     draws = training.draws()
     windows = []
     for draw in range(min(ON_SHEET, draws.epoch_length)):
         image_CHW, labels_HW, _ = draws[draw]
-        windows.append(Example(draws.place(draw), image_CHW.numpy(), labels_HW.numpy().astype(np.uint8)))
-    draw_samples(run / "windows.png", windows, table)
+        windows.append(Example(draws.place(draw), image_CHW.numpy(), labels_HW.numpy().astype(training.labels.dtype)))
+    draw_samples(run / "windows.png", windows, paint)
 
 
 def describe(training: Training) -> list[str]:
     """What will be trained on what, in a few lines."""
     recipe, statistics, draws = training.recipe, training.statistics, training.draws()
     sets = ", ".join(f"{len(scenes)} {called}" for called, scenes in training.split.sets().items())
-    shares = zip(training.class_names, statistics.counts / statistics.counts.sum(), strict=True)
     halo = "never exact" if training.reach.exact_halo is None else f"exact halo {training.reach.exact_halo} px"
     height, width = recipe.window
     return [
         f"images: {sets} ({training.split.how})",
         f"bands: {', '.join(f'{band.name} {band.mean:.4g} ± {band.std:.4g}' for band in statistics.bands)}",
-        f"classes: {', '.join(f'{name} {share:.1%}' for name, share in shares)}",
+        training.task.describe(),
         f"network: {training.architecture}, stride {training.reach.stride} px, {halo}",
         f"training: up to {recipe.epochs} epochs of {-(-draws.epoch_length // recipe.batch)} steps of {recipe.batch} windows of"
         f" {height} x {width} px; augmentation: {recipe.augment}",

@@ -13,8 +13,9 @@ from pipeline.geometry.windows import Window
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.datasets import LabelledScene
 from pipeline.training.statistics import Statistics
+from pipeline.training.unknown import are_numbers
 
-Sample = tuple[torch.Tensor, torch.Tensor, int]  # image_CHW fp32, labels_HW int64, the draw
+Sample = tuple[torch.Tensor, torch.Tensor, int]  # image_CHW fp32, labels_HW int64 (of numbers fp32), the draw
 
 
 class Draws(Dataset[Sample]):
@@ -53,7 +54,7 @@ class Draws(Dataset[Sample]):
         return np.random.default_rng([self.seed, epoch]).permutation(self.slots)
 
     def __getitem__(self, draw: int) -> Sample:
-        """Normalised image_CHW fp32, labels_HW int64 (255 ignored), and the draw. Raises Unreadable."""
+        """Normalised image_CHW fp32, labels_HW int64 (255 ignored) or of numbers fp32 (NaN), and the draw. Raises Unreadable."""
         random = np.random.default_rng([self.seed, 1, draw])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.integers(2**62)))
@@ -62,7 +63,7 @@ class Draws(Dataset[Sample]):
             block = item.read(window)
             image_CHW = block.normalised(self.statistics.bands)
             image_CHW, labels_HW = self.augmentation(image_CHW, torch.from_numpy(block.labels_HW), self.size)
-        return image_CHW.contiguous(), labels_HW.long(), draw
+        return image_CHW.contiguous(), labels_HW if are_numbers(labels_HW) else labels_HW.long(), draw
 
     def place(self, draw: int) -> str:
         """Where a draw's window lies, for messages."""

@@ -6,23 +6,20 @@ block of a scene: they add up to scenes and to all, and blocks are what a bootst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import Refused, Unreadable
-from pipeline.imagery.reader import check_scaling
-from pipeline.inference.plan import Settings
-from pipeline.inference.segment import LocalRun
 from pipeline.models.boundary import default_tolerance
 from pipeline.models.bundle import Bundle, ClassEntry
-from pipeline.training.block_counts import Labelled, Prediction, Unit, UnitCounts, block_side, count_scene, region_of
+from pipeline.training.block_counts import Labelled, Prediction, Unit, UnitCounts, block_side, count_scene
+from pipeline.training.predicting import Say, predict
+from pipeline.training.units import Units
 
-ENOUGH_SCENES = 10  # from here on scenes are drawn, not blocks of them
-
-Say = Callable[[str], None]
+LAYERS = ("mask", "confidence")
 
 
 @dataclass(frozen=True)
@@ -65,34 +62,8 @@ class Evaluation:
         return [entry.name for entry in self.classes]
 
     @property
-    def draws_scenes(self) -> bool:
-        """Whether intervals come from drawing scenes anew, or blocks of scenes."""
-        return len(self.labelled) >= ENOUGH_SCENES
-
-    @property
-    def drawn(self) -> str:
-        """What is drawn anew for intervals, in words."""
-        scenes = sum(1 for _ in self.scene_members())
-        return f"{scenes} scenes" if self.draws_scenes else f"{len(self.scored)} blocks of {self.block} px"
-
-    @property
-    def scored(self) -> np.ndarray:
-        """The units that have a scored pixel: the others would be drawn for nothing."""
-        return np.flatnonzero(self.bundles[0].confusion_UKK.sum(axis=(1, 2)))
-
-    def drawable(self, counts_U: np.ndarray) -> np.ndarray:
-        """Counts of units as a bootstrap draws them: of scored blocks, or summed over each scene."""
-        if not self.draws_scenes:
-            return counts_U[self.scored]
-        return np.stack([counts_U[members].sum(axis=0) for _, members in self.scene_members()])
-
-    def scene_members(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Each scene that has a scored pixel, and its units."""
-        of_scene: dict[str, list[int]] = {}
-        for number, unit in enumerate(self.units):
-            of_scene.setdefault(unit.scene, []).append(number)
-        scored = set(self.scored.tolist())
-        return ((name, np.array(members)) for name, members in of_scene.items() if scored & set(members))
+    def drawing(self) -> Units:
+        return Units(self.units, self.block, len(self.labelled), self.bundles[0].confusion_UKK.sum(axis=(1, 2)))
 
 
 def evaluate_bundles(
@@ -109,18 +80,9 @@ def evaluate_bundles(
     classes = tuple(item.entry for item in next(iter(first.values())).classes)
     for name, bundle in bundles.items():
         _check_classes(name, bundle, classes)
-    skipped = _unlike(opened)
-    predictions: dict[tuple[str, str], Prediction] = {}
-    precisions: dict[str, str] = {}
-    for number, (name, bundle) in enumerate(bundles.items()):
-        scenes = {scene: item for scene, item in opened[name].items() if scene not in skipped}
-        for scene, made in _segment(bundle, scenes, folder / str(number), precision, workers):
-            if isinstance(made, str):
-                skipped[scene] = f"{name}: {made}" if len(bundles) > 1 else made
-                say(f"skipped {scene}: {made}")
-            else:
-                predictions[name, scene], precisions[name] = made
-        say(f"{name}: segmented {len(scenes)} scene(s) in {precisions.get(name, precision)}")
+    found = predict(bundles, opened, LAYERS, folder, precision=precision, workers=workers, say=say)
+    skipped = found.skipped
+    predictions = {key: Prediction(made.files["mask"], made.files["confidence"], made.window) for key, made in found.made.items()}
     labelled = tuple(item for scene, item in first.items() if scene not in skipped)
     side, reach = block_side(labelled), tolerance or _tolerance(labelled)
     counted: list[UnitCounts] = []
@@ -142,7 +104,7 @@ def evaluate_bundles(
         tolerance=reach, only_first_UBB=np.stack([unit.only_first_BB for unit in counted]), predictions=predictions,
         bundles=tuple(
             BundleCounts(
-                name=name, bundle=bundle, precision=precisions[name],
+                name=name, bundle=bundle, precision=found.precisions[name],
                 confusion_UKK=np.stack([unit.confusion_BKK[number] for unit in counted]),
                 boundary_UK4=np.stack([unit.boundary_BK4[number] for unit in counted]),
                 calibration_UP2=np.stack([unit.calibration_BP2[number] for unit in counted]),
@@ -161,50 +123,6 @@ def _check_classes(name: str, bundle: Bundle, classes: Sequence[ClassEntry]) -> 
         lists = [("only the bundle has", ours - theirs), ("only the labels have", theirs - ours)]
         told = "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in lists if names)
         raise Refused(f"{name}: its classes are not those of the labels: {told} (--classes)")
-
-
-def _unlike(opened: Mapping[str, Mapping[str, Labelled]]) -> dict[str, str]:
-    """The scenes that not every bundle sees on the same pixels, and why."""
-    first, *others = opened.values()
-    skipped = {}
-    for scene, item in first.items():
-        for other in others:
-            if scene not in other:
-                skipped[scene] = "not every bundle's bands are there"
-            elif other[scene].scene.grid != item.scene.grid or other[scene].areas != item.areas:
-                skipped[scene] = "the bundles' bands lie on different grids"
-    return skipped
-
-
-def _segment(
-    bundle: Bundle, scenes: Mapping[str, Labelled], folder: Path, precision: str, workers: int | None
-) -> Iterator[tuple[str, tuple[Prediction, str] | str]]:
-    """Of each scene what was made, and how (precision and engine), or why it was not."""
-    folder.mkdir(parents=True)
-    run: LocalRun | None = None
-    regions = {name: region_of(item) for name, item in scenes.items()}
-    for number, (name, item) in enumerate(scenes.items()):
-        try:
-            check_scaling(item.scene, bundle.bands)
-            if run is None:
-                everything = [(each.scene, regions[other]) for other, each in scenes.items()]
-                settings = Settings(precision=precision, layers=("mask", "confidence"))
-                run = LocalRun(bundle, everything, settings=settings, workers=workers)
-            plan = run.plan(item.scene, regions[name])
-            done = run.segment(plan, folder / f"{number}.tif", folder)
-        except Unreadable as error:
-            yield name, str(error)
-            continue
-        except Refused as error:
-            if precision != "auto" and str(error).startswith("--precision"):
-                raise  # of no scene
-            yield name, str(error)
-            continue
-        if done.failed:
-            done.files["mask"].unlink()
-            yield name, f"{len(done.failed)} windows failed; the first: {done.failed[0].reason}"
-            continue
-        yield name, (Prediction(done.files["mask"], done.files["confidence"], regions[name].window), f"{plan.precision} by {plan.engine}")
 
 
 def _tolerance(labelled: Sequence[Labelled]) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Span, Window
-from pipeline.training.classes import IGNORE
 from pipeline.training.datasets import LabelledScene, as_pairs
 from pipeline.training.sources import check_apart
+from pipeline.training.unknown import known
 
 FEWEST_FILES = 10  # with fewer, a share is taken of spatial blocks
 BLOCKS_ACROSS = 8  # of a scene's shorter side, unless said otherwise
@@ -143,9 +143,9 @@ def _by_blocks(
     if sum(taken) >= seen or taken != [_ceil(share * seen) for share in shares]:
         raise Refused(f"{scenes[0].name}: {seen} blocks of {sides[0]} px have labels, too few to hold any out: choose a smaller --block")
     train = []
-    for item, side, known, areas in zip(scenes, sides, blocks, held, strict=True):
+    for item, side, labelled, areas in zip(scenes, sides, blocks, held, strict=True):
         drawn = [window for some in areas for window in some]
-        if len(drawn) < max(len(known), 1):
+        if len(drawn) < max(len(labelled), 1):
             margin = min(gap, side // 4)
             train.append(replace(item, excluded=(*item.excluded, *(_grown(window, margin) for window in drawn))))
     return train, [
@@ -154,7 +154,7 @@ def _by_blocks(
 
 
 def _labelled_blocks(item: LabelledScene, side: int) -> list[Window]:
-    return [window for window in item.pieces(side) if (item.read_labels(window) != IGNORE).mean() >= LEAST_LABELLED]
+    return [window for window in item.pieces(side) if known(item.read_labels(window)).mean() >= LEAST_LABELLED]
 
 
 def _ceil(count: float) -> int:

@@ -20,7 +20,8 @@ import rasterio.shutil
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline.geometry.windows import Window
-from pipeline.inference.cog import write_cog
+from pipeline.inference.cog import Description, write_cog
+from pipeline.models.layers import LAYERS
 from tests.benchmarks.machine import describe_machine
 from tests.inference.test_part import plan_of_parts, write_part
 from tests.toys import write_scene
@@ -43,7 +44,8 @@ def main() -> None:
             write_part(path, shard, plan, mask_HW[None, *shard.slices()])
         report("parts written", began, region)
         began = now()
-        write_cog(parts, [0], folder / "joined.tif", region=region, grid=plan.scene.grid, tags={}, names=["class"])
+        about = Description({}, ["class"])
+        write_cog(parts, [0], folder / "joined.tif", kind=LAYERS["mask"], region=region, grid=plan.scene.grid, about=about)
         joined_s = report("parts joined", began, region)
         source = write_scene(
             folder / "source.tif", mask_HW[None], nodata=255, tiled=True, blockxsize=512, blockysize=512, compress="zstd", zstd_level=1

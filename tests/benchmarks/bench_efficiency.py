@@ -35,7 +35,7 @@ from pipeline.geometry.windows import ceil_to
 from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.raster import open_scene
 from pipeline.imagery.region import Region
-from pipeline.inference.cog import write_mask
+from pipeline.inference.cog import write_layer
 from pipeline.inference.plan import QUANTISED, Resources, Settings, make_plan, memory_allotted
 from pipeline.inference.segment import segment_shards
 from pipeline.inference.stages import totals
@@ -132,7 +132,9 @@ def in_process(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job
     plan = make_plan(opened, region, model, wanted, batch="auto", choice=choice, resources=resources)
     results = segment_shards(plan, model, kind, out, workers)
     first = min(span.began for result in results for span in result.spans)
-    write_mask([(shard, out / f"{plan.shard_name(shard)}.part") for shard in plan.shards()], out / "mask.tif", plan, model, input_id="")
+    write_layer(
+        "mask", [(shard, out / f"{plan.shard_name(shard)}.part") for shard in plan.shards()], out / "mask.tif", plan, model, input_id=""
+    )
     stages = totals(span for result in results for span in result.spans)
     about = {name: getattr(plan, name) for name in ("precision", "engine", "tile", "halo", "shard", "choice", "redundancy")}
     return Job(region.window.pixels, first - began, time.time() - first, stages, workers, about)

@@ -30,6 +30,7 @@ from pipeline.models.networks import build_network
 from pipeline.models.networks.pretrained import load_encoder
 from pipeline.training.classes import read_classes
 from pipeline.training.datasets import open_labelled
+from pipeline.training.targets import Numbers
 from tests.fuzz.mutations import changed_bytes, changed_json
 from tests.toys import smooth_noise, write_scene
 
@@ -107,7 +108,8 @@ def targets(seeds: Path) -> dict[str, Target]:
 
     def labels(folder: Path, chance: random.Random) -> None:
         seed = seeds / "labels.tif"
-        read_labels(plain, _written(folder / "labels.tif", changed_bytes(seed.read_bytes(), chance)))
+        path = _written(folder / "labels.tif", changed_bytes(seed.read_bytes(), chance))
+        (read_labels if chance.random() < 0.5 else read_numbers)(plain, path)
 
     def tables(folder: Path, chance: random.Random) -> None:
         document = [{"name": name, "color": "#204060", "values": [number]} for number, name in enumerate(("water", "field", "town"))]
@@ -199,6 +201,14 @@ def read_labels(image: Path, labels: Path) -> None:
     for item in open_labelled(str(image), labels=str(labels)):
         for window in item.pieces():
             item.read(window)
+
+
+def read_numbers(image: Path, labels: Path) -> None:
+    """As `read_labels`, where labels are numbers."""
+    for item in open_labelled(str(image), labels=str(labels), classes=Numbers()):
+        for window in item.pieces():
+            numbers_HW = item.read(window).labels_HW
+            assert not np.isinf(numbers_HW).any()
 
 
 def stac_item(href: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 
-from pipeline.geometry.pyramid import NODATA, Block, Pyramid, average, level_sizes, levels_of_shards, mode
+from pipeline.geometry.pyramid import NODATA, Block, Pyramid, average, level_sizes, levels_of_shards, mean, mode, nodata_of
 from pipeline.geometry.windows import BLOCK, Window, shards
 from tests.toys import write_scene
 
@@ -60,11 +61,31 @@ def test_every_cell_of_four_pixels_is_reduced_as_gdal_does(tmp_path: Path, reduc
     np.testing.assert_array_equal(reduce(rows_HW), halved(rows_HW, plain))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_values_are_averaged_to_the_bit_as_gdal_does(tmp_path: Path, share: float):
+    random = np.random.default_rng(3)
+    rows_HW = (15 + 10 * random.normal(size=(1024, 1024))).astype(np.float32)
+    rows_HW[random.random(rows_HW.shape) < share] = np.nan
+    source = write_scene(tmp_path / "source.tif", rows_HW[None], nodata=np.nan)
+    rasterio.shutil.copy(source, tmp_path / "cog.tif", driver="COG", blocksize=512, overview_resampling="AVERAGE")
+    with rasterio.open(tmp_path / "cog.tif", overview_level=0) as dataset:
+        np.testing.assert_array_equal(mean(rows_HW), dataset.read(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of cells of nodata only
+        cells = rows_HW.astype(float).reshape(512, 2, 512, 2)
+        np.testing.assert_array_equal(mean(rows_HW), np.nanmean(cells, axis=(1, 3)).astype(np.float32))
+
+
+def test_a_cell_of_nodata_has_always_the_same_bits():
+    assert set(mean(np.full((4, 4), -np.nan, np.float32)).view(np.uint32).ravel()) == {np.array(np.nan, np.float32).view(np.uint32)[()]}
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (512, 512), (513, 1), (1024, 2048), (1, 1025), (1537, 2049), (2100, 700)])
 @pytest.mark.parametrize("strip", [BLOCK, 3 * BLOCK, 8 * BLOCK])
-@pytest.mark.parametrize("reduce", [mode, average])
-def test_strips_of_any_height_give_the_same_blocks(height: int, width: int, strip: int, reduce):
-    layer_HW = np.random.default_rng(height).choice([0, 1, 2, 90, NODATA], (height, width)).astype(np.uint8)
+@pytest.mark.parametrize(("reduce", "dtype"), [(mode, np.uint8), (average, np.uint8), (mean, np.float32)])
+def test_strips_of_any_height_give_the_same_blocks(height: int, width: int, strip: int, reduce, dtype):
+    nodata = nodata_of(dtype)
+    layer_HW = np.random.default_rng(height).choice([0, 1, 2, 90, nodata], (height, width)).astype(dtype)
     sizes = level_sizes(height, width)
     pyramid = Pyramid(len(sizes), reduce)
     blocks = [block for top in range(0, height, strip) for block in pyramid.add(layer_HW[top : top + strip])]
@@ -73,8 +94,9 @@ def test_strips_of_any_height_give_the_same_blocks(height: int, width: int, stri
         found_HW = mosaic(blocks, level)
         assert layer_HW.shape == size and found_HW.shape == (size.block_rows * BLOCK, size.block_cols * BLOCK)
         np.testing.assert_array_equal(found_HW[: size.height, : size.width], layer_HW)
-        assert (found_HW[size.height :] == NODATA).all() and (found_HW[:, size.width :] == NODATA).all()
-        layer_HW = reduce(np.pad(layer_HW, [(0, side % 2) for side in size], constant_values=NODATA))
+        for beyond in (found_HW[size.height :], found_HW[:, size.width :]):
+            np.testing.assert_array_equal(beyond, np.full_like(beyond, nodata))
+        layer_HW = reduce(np.pad(layer_HW, [(0, side % 2) for side in size], constant_values=nodata))
 
 
 @pytest.mark.parametrize(("reduce", "plain"), [(mode, plain_mode), (average, plain_average)])

@@ -92,6 +92,16 @@ def test_a_shard_without_any_core_is_nodata_throughout():
     check_strips(windows, shard, BLOCK)
 
 
+def test_floats_keep_their_bits_and_are_nan_where_no_core_is():
+    core_LHW = np.random.default_rng(8).normal(size=(1, 512, 30)).astype(np.float32)
+    strips = Strips(Window(0, 0, 600, 40), 1, np.float32)
+    strips.paste_core(core_LHW, Window(0, 5, 512, 30))
+    (_, first_LHW), (_, rest_LHW) = [*strips.finished(512), *strips.finished(600)]
+    assert first_LHW.dtype == rest_LHW.dtype == np.float32
+    assert first_LHW[:, :, 5:35].tobytes() == core_LHW.tobytes()
+    assert np.isnan(first_LHW[:, :, :5]).all() and np.isnan(first_LHW[:, :, 35:]).all() and np.isnan(rest_LHW).all()
+
+
 def test_a_finished_strip_is_not_written_to_again():
     """A writer thread holds it while the next cores are pasted."""
     strips = Strips(Window(0, 0, 1024, 8), 1)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from pipeline.errors import Unreadable
 from pipeline.geometry.pyramid import Block
 from pipeline.geometry.windows import BLOCK
 from pipeline.inference.blocks import BlockFile, compress, decompress, read_blocks, read_index
+from tests.toys import write_scene
 
 
 def noise(seed: int) -> np.ndarray:
@@ -52,6 +54,26 @@ def test_a_block_of_one_value_takes_next_to_nothing(value: int):
     block_HW = np.full((BLOCK, BLOCK), value, np.uint8)
     assert len(compress(block_HW)) < 300
     np.testing.assert_array_equal(decompress(compress(block_HW)), block_HW)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_floats_come_back_bit_for_bit(share: float):
+    random = np.random.default_rng(1)
+    block_HW = (random.normal(size=(BLOCK, BLOCK)) * 10.0 ** random.integers(-40, 38, (BLOCK, BLOCK))).astype(np.float32)
+    block_HW[random.random(block_HW.shape) < share] = np.nan
+    found_HW = decompress(compress(block_HW), np.float32)
+    assert found_HW.dtype == np.float32 and found_HW.tobytes() == block_HW.tobytes()
+    assert decompress(compress(block_HW.T), np.float32).tobytes() == block_HW.T.tobytes()
+    assert share < 1 or len(compress(block_HW)) < 12_000, "nodata takes next to nothing"
+
+
+def test_floats_are_stored_as_gdals_predictor_3_has_them(tmp_path: Path):
+    block_HW = np.random.default_rng(2).normal(size=(BLOCK, BLOCK)).astype(np.float32)
+    how = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "DEFLATE", "predictor": 3}
+    path = write_scene(tmp_path / "gdal.tif", block_HW[None], **how)
+    with rasterio.open(path) as dataset:
+        offset, size = (int(dataset.get_tag_item(f"BLOCK_{what}_0_0", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    assert decompress(path.read_bytes()[offset : offset + size], np.float32).tobytes() == block_HW.tobytes()
 
 
 def test_any_layout_in_memory_is_compressed_by_rows():

@@ -15,19 +15,20 @@ from rasterio.transform import Affine
 from rio_cogeo import cog_validate
 
 from pipeline.errors import Unreadable
-from pipeline.geometry.pyramid import NODATA, average, level_sizes, mode
+from pipeline.geometry.pyramid import NODATA, average, level_sizes, mean, mode, nodata_of
 from pipeline.geometry.windows import Window
 from pipeline.imagery.raster import Grid
 from pipeline.inference import cog
-from pipeline.inference.cog import write_cog
+from pipeline.inference.cog import Description, write_cog
 from pipeline.inference.part import read_part
-from tests.inference.test_part import layers_of, plan_of_parts, reduced, write_part
+from pipeline.models.layers import LAYERS
+from tests.inference.test_part import layers_of, plan_of_parts, reduced, values_of, write_part
 from tests.toys import UTM, write_scene
 
 COLOURS = {0: (0, 100, 0), 3: (200, 200, 10), 4: (255, 0, 0)}
 WKT = rasterio.crs.CRS.from_epsg(32612).to_wkt()
 TAGS = {"CLASSES": json.dumps([{"id": 0, "name": "<forest & friends> ü"}]), "INPUT_ID": "abc", "SCENE": "/a b.tif"}
-LAYERS = ("mask", "confidence", "probabilities")  # 1 + 1 + 5 bands
+SAVED = ("mask", "confidence", "probabilities")  # 1 + 1 + 5 bands
 
 Parts = list[tuple[Window, Path]]
 
@@ -38,7 +39,8 @@ def grid_of(region: Window) -> Grid:
 
 def write_parts(folder: Path, layers_LHW: np.ndarray, region: Window, shard: int, strip: int = 512, **cut: int) -> Parts:
     """The layers over `region` as parts of `shard` px, or as `plan_of_parts` cuts them."""
-    plan = plan_of_parts(region, shard, LAYERS if len(layers_LHW) > 1 else ("mask",), **cut)
+    alone = ("value",) if layers_LHW.dtype == np.float32 else ("mask",)
+    plan = plan_of_parts(region, shard, SAVED if len(layers_LHW) > 1 else alone, **cut)
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for window in plan.shards():
@@ -48,25 +50,42 @@ def write_parts(folder: Path, layers_LHW: np.ndarray, region: Window, shard: int
     return parts
 
 
-def join(parts: Parts, target: Path, region: Window, layers: Sequence[int] = (0,), **options: object) -> Path:
-    names = ["class"] if list(layers) == [0] else [f"layer {layer}" for layer in layers]
-    write_cog(parts, layers, target, region=region, **{"grid": grid_of(region), "tags": TAGS, "names": names, **options})
+def join(parts: Parts, target: Path, region: Window, layers: Sequence[int] = (0,), grid: Grid | None = None, colours: bool = False) -> Path:
+    mask = list(layers) == [0]
+    about = Description(TAGS, ["class"] if mask else [f"layer {layer}" for layer in layers], colours=COLOURS if colours else None)
+    kind = LAYERS["mask" if mask else "probabilities"]
+    write_cog(parts, layers, target, kind=kind, region=region, grid=grid or grid_of(region), about=about)
     return target
 
 
 def gdal_cog(
-    bands_LHW: np.ndarray, target: Path, names: Sequence[str], resampling: str, colours: dict | None = None, **place: object
+    bands_LHW: np.ndarray,
+    target: Path,
+    names: Sequence[str],
+    resampling: str,
+    colours: dict | None = None,
+    unit: str = "",
+    **place: object,
 ) -> Path:
     """The reference: the whole raster through GDAL's COG driver."""
     source = target.with_suffix(".source.tif")
     colour_type = "PALETTE" if colours else "MINISBLACK"
-    write_scene(source, bands_LHW, nodata=NODATA, descriptions=names, photometric=colour_type, **place)
+    write_scene(source, bands_LHW, nodata=nodata_of(bands_LHW.dtype), descriptions=names, photometric=colour_type, **place)
     with rasterio.open(source, "r+") as dataset:
         dataset.update_tags(**TAGS)
         if colours:
             dataset.write_colormap(1, colours)
+        if unit:
+            dataset.set_band_unit(1, unit)
     rasterio.shutil.copy(
-        source, target, driver="COG", blocksize=512, compress="DEFLATE", overview_resampling=resampling, overviews="IGNORE_EXISTING"
+        source,
+        target,
+        driver="COG",
+        blocksize=512,
+        compress="DEFLATE",
+        overview_resampling=resampling,
+        overviews="IGNORE_EXISTING",
+        predictor="YES" if unit else "NO",
     )
     return target
 
@@ -87,7 +106,8 @@ def about(path: Path) -> dict[str, object]:
         tags = {name: value for name, value in dataset.tags().items() if name != "OVR_RESAMPLING_ALG"}
         colours = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else None
         return {
-            "size": dataset.shape, "dtypes": dataset.dtypes, "nodata": dataset.nodatavals, "crs": dataset.crs, "tags": tags,
+            "size": dataset.shape, "dtypes": dataset.dtypes, "nodata": str(dataset.nodatavals), "crs": dataset.crs, "tags": tags,
+            "units": dataset.units,
             "transform": dataset.transform, "names": dataset.descriptions, "blocks": dataset.block_shapes, "colours": colours,
             "levels": len(dataset.overviews(1)), "meaning": dataset.colorinterp, "compression": dataset.compression,
         }  # fmt: skip
@@ -142,7 +162,7 @@ def test_joined_equals_gdals_cog_driver(tmp_path: Path, height: int, width: int,
     parts = [part for index, part in enumerate(parts) if index not in missing]
     place = {"transform": UTM["transform"] * Affine.translation(col, row)}
 
-    joined = join(parts, tmp_path / "mask.tif", region, colours=COLOURS)
+    joined = join(parts, tmp_path / "mask.tif", region, colours=True)
     reference = gdal_cog(layers_LHW[:1], tmp_path / "reference.tif", ["class"], "MODE", COLOURS, **place)
     assert_same(joined, reference, mode)
     for layers in ([1], [2, 3, 4, 5, 6]):
@@ -154,13 +174,41 @@ def test_joined_equals_gdals_cog_driver(tmp_path: Path, height: int, width: int,
     assert left == {"mask.tif", "1.tif", "2.tif"}, "no temporary file is left"
 
 
+@pytest.mark.parametrize(("height", "width", "shard", "row", "col", "missing"), [*CASES[:5], CASES[6], CASES[8], CASES[11]])
+def test_joined_values_equal_gdals_cog_driver(tmp_path: Path, height, width, shard, row, col, missing):
+    region = Window(row, col, height, width)
+    values_LHW = values_of(region)
+    parts = write_parts(tmp_path, values_LHW, region, shard)
+    for index in missing:
+        values_LHW[:, *parts[index][0].relative_to(region).slices()] = np.nan
+    parts = [part for index, part in enumerate(parts) if index not in missing]
+    joined = tmp_path / "value.tif"
+    about = Description(TAGS, ["height <&>"], "m")
+    write_cog(parts, [0], joined, kind=LAYERS["value"], region=region, grid=grid_of(region), about=about)
+    place = {"transform": UTM["transform"] * Affine.translation(col, row)}
+    assert_same(joined, gdal_cog(values_LHW, tmp_path / "reference.tif", ["height <&>"], "AVERAGE", unit="m", **place), mean)
+    with rasterio.open(joined) as dataset:
+        assert dataset.read().tobytes() == values_LHW.tobytes()
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["PREDICTOR"] == "3"
+
+
+def test_values_become_a_bigtiff_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    region = Window(0, 0, 1100, 1600)
+    parts, files = write_parts(tmp_path, values_of(region), region, 512), [tmp_path / "classic.tif", tmp_path / "big.tif"]
+    for file, largest in zip(files, (cog.LARGEST_CLASSIC, 1), strict=True):
+        monkeypatch.setattr(cog, "LARGEST_CLASSIC", largest)
+        write_cog(parts, [0], file, kind=LAYERS["value"], region=region, grid=grid_of(region), about=Description(TAGS, ["v"]))
+    assert files[1].read_bytes()[:4] == b"II+\0"
+    assert_same(files[1], files[0], mean)
+
+
 @pytest.mark.parametrize(("fine", "finer"), [(1024, 1), (512, 2), (512, 4)])
 def test_parts_of_two_sizes_are_joined(tmp_path: Path, fine: int, finer: int):
     region = Window(0, 0, 3072, 3584)
     layers_LHW = layers_of(region, 1)
     parts = write_parts(tmp_path, layers_LHW, region, 2048, fine=fine, finer=finer)
     assert len({window.height for window, _ in parts}) > 1 or finer == 4
-    joined = join(parts, tmp_path / "mask.tif", region, colours=COLOURS)
+    joined = join(parts, tmp_path / "mask.tif", region, colours=True)
     assert_same(joined, gdal_cog(layers_LHW, tmp_path / "reference.tif", ["class"], "MODE", COLOURS), mode)
 
 
@@ -169,12 +217,12 @@ def test_above_4_gib_it_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyP
     region = Window(0, 0, height, width)
     layers_LHW = layers_of(region, 7)
     parts = write_parts(tmp_path, layers_LHW, region, 512)
-    classic = join(parts, tmp_path / "classic.tif", region, colours=COLOURS)
+    classic = join(parts, tmp_path / "classic.tif", region, colours=True)
     assert classic.read_bytes()[:4] == b"II*\0"
     monkeypatch.setattr(cog, "LARGEST_CLASSIC", classic.stat().st_size)
-    assert join(parts, tmp_path / "same.tif", region, colours=COLOURS).read_bytes() == classic.read_bytes(), "it just fits"
+    assert join(parts, tmp_path / "same.tif", region, colours=True).read_bytes() == classic.read_bytes(), "it just fits"
     monkeypatch.setattr(cog, "LARGEST_CLASSIC", classic.stat().st_size - 1)
-    big = join(parts, tmp_path / "big.tif", region, colours=COLOURS)
+    big = join(parts, tmp_path / "big.tif", region, colours=True)
     assert big.read_bytes()[:4] == b"II+\0"
     assert_same(big, classic, mode)
     assert_same(
@@ -186,9 +234,9 @@ def test_offsets_beyond_4_gib_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
     """With a header for data of 5 GiB, as far as the numbers go: the file itself would be too large for a test."""
     region = Window(0, 0, 1024, 1024)
     pieces = [cog._piece(path, shard, region, [0]) for shard, path in write_parts(tmp_path, layers_of(region, 1), region, 512)]
-    placed, end = cog._place(pieces, level_sizes(1024, 1024)[:1], 1)
+    placed, end = cog._place(pieces, level_sizes(1024, 1024)[:1], 1, 100)
     far = [where._replace(offsets=where.offsets + 5 * 2**30) for where in placed]
-    template = cog._template(region, grid_of(region), {}, ["class"], None)
+    template = cog._template(region, grid_of(region), Description({}, ["class"]), np.uint8)
     (tmp_path / "far.tif").write_bytes(cog._header(template, level_sizes(1024, 1024)[:1], far, end + 5 * 2**30))
     with rasterio.open(tmp_path / "far.tif") as dataset:
         offset = int(dataset.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))

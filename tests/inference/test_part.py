@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.errors import Unreadable
-from pipeline.geometry.pyramid import NODATA, Reduce, average, level_sizes, levels_of_shards, mode
+from pipeline.geometry.pyramid import NODATA, Reduce, average, level_sizes, levels_of_shards, mean, mode, nodata_of
 from pipeline.geometry.windows import BLOCK, Window
 from pipeline.imagery.raster import Grid
 from pipeline.imagery.region import Region
 from pipeline.inference.blocks import BlockFile, decompress, read_blocks
-from pipeline.inference.part import FailedWindow, PartWriter, Tally, check_part, read_part
+from pipeline.inference.part import FailedWindow, PartWriter, check_part, read_part
 from pipeline.inference.plan import Plan
+from pipeline.inference.tally import Tallied
 from tests.inference.test_plan import scene_of
 
 CLASSES = 5
@@ -42,9 +43,17 @@ def layers_of(region: Window, layers: int, seed: int = 0) -> np.ndarray:
     return np.stack([mask_HW, *others]).astype(np.uint8)
 
 
+def values_of(region: Window, seed: int = 0) -> np.ndarray:
+    """Values, float32, in patches with grain, and patches of nodata (1 x height x width)."""
+    random = np.random.default_rng(seed)
+    coarse = random.choice([0.0, 5.0, 20.0, np.nan], (region.height // 9 + 1, region.width // 9 + 1))
+    patches_HW = np.kron(coarse, np.ones((9, 9)))[: region.height, : region.width]
+    return (patches_HW + random.normal(size=patches_HW.shape)).astype(np.float32)[None]
+
+
 def write_part(
     path: Path, shard: Window, plan: Plan, layers_LHW: np.ndarray, strip: int = BLOCK, failed: list[FailedWindow] | None = None
-) -> Tally:
+) -> Tallied:
     """Write a shard's layers (of the shard alone) as strips of `strip` rows."""
     with PartWriter(path, shard, plan) as writer:
         for top in range(0, shard.height, strip):
@@ -55,7 +64,7 @@ def write_part(
 
 def reduced(level_HW: np.ndarray, reduce: Reduce) -> np.ndarray:
     """A level's overview in plain numpy; nodata beyond an odd edge, which no cell counts."""
-    even = np.pad(level_HW, [(0, side % 2) for side in level_HW.shape], constant_values=NODATA)
+    even = np.pad(level_HW, [(0, side % 2) for side in level_HW.shape], constant_values=nodata_of(level_HW.dtype))
     return reduce(even)
 
 
@@ -81,6 +90,35 @@ def test_a_part_reads_back_as_what_was_written(tmp_path: Path, shard: Window, st
             assert (level_HW[size.height :] == NODATA).all() and (level_HW[:, size.width :] == NODATA).all()
             expected_HW = reduced(expected_HW, average if layer else mode)
     check_part(tmp_path / "a.part", tally)
+
+
+@pytest.mark.parametrize("strip", [512, 1024])
+@pytest.mark.parametrize("shard", [Window(0, 0, 1, 1), Window(0, 2048, 1000, 700), Window(2048, 2048, 513, 2000)])
+def test_a_part_of_values_reads_back_as_what_was_written(tmp_path: Path, shard: Window, strip: int):
+    plan = plan_of_parts(Window(0, 0, shard.rows.stop, shard.cols.stop), 2048, ("value",))
+    values_LHW = values_of(shard)
+    tally = write_part(tmp_path / "a.part", shard, plan, values_LHW, strip)
+    content = read_part(tmp_path / "a.part")
+    assert (content.shard, content.tally, content.failed) == (shard, tally, [])
+    expected_HW = values_LHW[0]
+    for size, blocks in zip(level_sizes(*shard[2:]), content.blocks, strict=False):
+        found = np.array([decompress(data, np.float32) for data in read_blocks(tmp_path / "a.part", blocks[0])])
+        level_HW = found.reshape(size.block_rows, size.block_cols, BLOCK, BLOCK).swapaxes(1, 2).reshape(size.block_rows * BLOCK, -1)
+        np.testing.assert_array_equal(level_HW[: size.height, : size.width], expected_HW)
+        assert np.isnan(level_HW[size.height :]).all() and np.isnan(level_HW[:, size.width :]).all()
+        expected_HW = reduced(expected_HW, mean)
+    check_part(tmp_path / "a.part", tally)
+
+
+@pytest.mark.parametrize(("row", "col"), [(0, 0), (599, 599)])
+def test_a_part_with_one_other_value_than_was_counted_is_an_error(tmp_path: Path, row: int, col: int):
+    shard = Window(0, 0, 600, 600)
+    plan, values_LHW = plan_of_parts(shard, 1024, ("value",)), np.ones((1, 600, 600), np.float32)
+    tally = write_part(tmp_path / "a.part", shard, plan, values_LHW)
+    values_LHW[0, row, col] = np.nextafter(np.float32(1), np.float32(2))
+    write_part(tmp_path / "a.part", shard, plan, values_LHW)
+    with pytest.raises(OSError, match="reads back differently"):
+        check_part(tmp_path / "a.part", tally)
 
 
 def test_a_region_off_the_grid_of_shards_has_full_resolution_alone(tmp_path: Path):

@@ -10,14 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import torch
 from sklearn import metrics as oracle
 
 from jobs.evaluate_model import main
 from pipeline.inference.plan import Settings
 from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.training import fit as fitting
 from tests.conftest import MakeBundle
+from tests.processes import job_command, run
 from tests.toys import smooth_noise, write_scene
+from tests.training.predicted import value_bundle
+from tests.training.valued import value_training, write_heights
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +183,38 @@ def test_a_damaged_scene_costs_only_itself_and_the_exit_code_says_so(
     assert "windows failed" in (tmp_path / "out" / "report.html").read_text()
     scenes = {row["scene"] for row in pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()}
     assert len(scenes) == 2 and None in scenes
+
+
+def test_bundles_of_numbers_and_of_classes_are_not_mixed(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heights = str(value_bundle(tmp_path / "heights", 0).path)
+    assert main([heights, *words]) == 2
+    assert "heights predicts a number and a/bundle predicts classes: evaluate them apart" in capsys.readouterr().err
+    alone = [heights, *words[2:]]
+    assert main(alone) == 2
+    assert "--classes: is of classes, and heights predicts a number: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_regression_is_evaluated_on_what_was_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process: the scores are those that the training gave its test set, in the same precision."""
+    monkeypatch.setattr(fitting, "MEGAPIXEL", 4_000)
+    monkeypatch.setattr(fitting, "MEGAPIXEL_SIDE", 64)
+    image, labels = write_heights(tmp_path)
+    fitting.fit(value_training(tmp_path), torch.device("cpu"))
+    bundle = load_bundle(tmp_path / "bundle")
+    done = run(job_command(
+        "evaluate_model", bundle.path, "--data", image, "--labels", labels, "--output", tmp_path / "out", "--precision", "fp32",
+        "--into-bundle",
+    ))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = load_bundle(tmp_path / "bundle")
+    assert after.model_id == bundle.model_id
+    trained, judged = bundle.metrics["test"]["network"], after.metrics["evaluation"]
+    for name in ("rmse", "mae", "bias", "r2"):
+        assert judged[name] == pytest.approx(trained[name], rel=1e-3, abs=1e-3)
+    assert judged["pixels"] == trained["pixels"] and judged["unit"] == "m"
+    table = {words[0]: words[1] for words in map(str.split, done.stdout.splitlines()) if len(words) > 1}
+    assert float(table["rmse"]) == pytest.approx(trained["rmse"], rel=1e-3)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.parquet", "errors.parquet", "report.html", "scores.parquet",
+    ]  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
@@ -27,6 +28,7 @@ from pipeline.training.prepare import prepare
 from tests.processes import job_command, run
 from tests.toys import PROJECT, SHARED
 from tests.training.labelled import write_pair
+from tests.training.valued import write_heights
 
 CLASSES = [{"name": "dark", "color": "#000000", "values": [0]}, {"name": "bright", "color": "#FFFFFF", "values": [1, 2]}]
 ZION, MODEL = PROJECT / "jobs" / "demo" / "zion", PROJECT / "jobs" / "demo" / "model"
@@ -41,6 +43,16 @@ def words(tmp_path: Path) -> list[str]:
         f"--architecture unet --argument width=2 --argument depth=1 --data {tmp_path / 'scene.tif'} --labels {tmp_path / 'labels.tif'}"
         f" --classes {tmp_path / 'classes.json'} --validation 90:110 --test 130:160 --epochs 2 --batch 2 --window 16"
         f" --licence data=CC0-1.0 --output {tmp_path / 'bundle'}"
+    ).split()
+
+
+@pytest.fixture
+def height_words(tmp_path: Path) -> list[str]:
+    """A command that trains a regression in a second, once Ray is up."""
+    write_heights(tmp_path)
+    return (
+        f"--architecture unet --argument width=2 --argument depth=1 --data {tmp_path / 'scene.tif'} --labels {tmp_path / 'height.tif'}"
+        f" --loss mse --validation 120:140 --test 156:192 --epochs 2 --batch 2 --window 16 --output {tmp_path / 'bundle'}"
     ).split()
 
 
@@ -115,6 +127,11 @@ def test_a_bundle_that_is_there_is_refused_before_training(
         (["--learning-rate", "-1"], "--learning-rate -1.0: out of range"),
         (["--loss", "hinge"], "--loss hinge: combine cross_entropy, focal, dice"),
         (["--augment", "twist"], "--augment twist"),
+        (["--loss", "mse"], "classes.json: with --loss mse labels are numbers, not classes: leave it out"),
+        (["--loss", "mse", "--balanced"], "--balanced: is of classes, and with --loss mse there are none"),
+        (["--loss", "mse+dice"], "mse is of numbers: it stands alone"),
+        (["--metric", "rmse"], "--metric rmse: with --loss cross_entropy there are mean_iou, mean_f1, accuracy"),
+        (["--ignore", "0.5"], "--ignore 0.5: labels of classes are whole numbers or colours #RRGGBB"),
         (["--class-weights", "1,2,3"], "--class-weights has 3 numbers; there are 2 classes"),
         (["--output", "gs://bucket/bundle"], "gs:// is not supported"),
     ],
@@ -321,3 +338,54 @@ def test_the_demos_scene_is_the_data_as_found(name: str) -> None:
         assert (one.read() == other.read()).all()
         for what in ("nodata", "crs", "transform", "dtypes", "shape"):
             assert getattr(one, what) == getattr(other, what)
+
+
+def test_two_workers_train_a_regression_as_one_does(height_words: list[str], tmp_path: Path) -> None:
+    """On Ray, and beside it in this process."""
+    done = run(job_command("train_model", *height_words, "--workers", 2))
+    assert done.returncode == 0, done.stderr
+    assert "target: height 1" in done.stdout and "epoch     loss      RMSE       MAE      bias        R2   seconds" in done.stdout
+    bundle = load_bundle(tmp_path / "bundle")
+    Engine(bundle, "cpu", Execution(), ("value",))
+    assert bundle.target is not None and bundle.target.name == "height" and not bundle.classes
+    table = {line.split()[0]: line.split()[-3:] for line in done.stdout.splitlines() if line.strip()}
+    for name in ("rmse", "mae", "r2"):
+        told = [bundle.metrics["test"][model][name] for model in ("network", "linear_regression", "training_mean")]
+        assert [float(text) for text in table[name.upper()]] == pytest.approx(told, rel=1e-3)
+    again = [*without(height_words, "--output"), "--output", str(tmp_path / "alone" / "bundle")]
+    fit(prepare(train_model.read_request(train_model.parse(again), again)), torch.device("cpu"), Quiet())
+    first, second = (load_file(tmp_path / place / "weights.safetensors") for place in ("bundle", "alone/bundle"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_check_of_a_regression_draws_numbers(height_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*height_words, "--check"]) == 0
+    assert "target: height 1" in capsys.readouterr().out
+    for name in ("labels.png", "windows.png"):
+        with Image.open(tmp_path / "bundle.run" / name) as picture:
+            assert len(picture.convert("RGB").getcolors(2**24) or []) > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--ignore", "#FF0000"], "--ignore #FF0000: with --loss mse labels are numbers"),
+        (["--class-weights", "inverse-root"], "--class-weights: is of classes"),
+        (["--label-smoothing", "0.1"], "--label-smoothing: is of classes"),
+        (["--metric", "accuracy"], "--metric accuracy: with --loss mse there are rmse, mae, r2"),
+    ],
+)
+def test_a_regression_that_cannot_be_is_refused(
+    height_words: list[str], change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*height_words, *change]) == 2
+    captured = capsys.readouterr().err
+    assert message in captured and captured.count("\n") == 1
+
+
+def test_labels_of_one_number_are_refused(height_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with rasterio.open(tmp_path / "height.tif", "r+") as dataset:
+        dataset.write(np.full((1, *dataset.shape), 3.5, np.float32))
+    assert main(height_words) == 2
+    assert "height.tif: the labels are 3.5 wherever the model is trained: there is nothing to learn" in capsys.readouterr().err

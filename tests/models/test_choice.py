@@ -13,7 +13,7 @@ from pipeline.models import choice
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE, Choice, Sample, Trial
 from pipeline.models.engine import Execution, Scaling
-from tests.toys import smooth_noise
+from tests.toys import HEIGHT, smooth_noise
 
 UNIT = Scaling((1 / 50,) * 3, (-128 / 50,) * 3)
 SAMPLES = [Sample(Pixels(smooth_noise(seed, (3, 128, 128)), None), UNIT) for seed in range(4)]
@@ -167,9 +167,32 @@ def test_differences_are_those_of_classes(unet: Bundle):
     trial = Trial(unet, "cpu", "auto", SAMPLES, work_px=MUCH)
     assert trial.differing("fp32") == 0.0
     assert 0.0 < trial.differing("bf16") < 0.1
-    blank = trial._classes["bf16"][1].copy()
-    trial._classes["bf16"][1] = np.where(blank == 0, 1, 0).astype(np.uint8)
+    blank = trial._outputs["bf16"][1].copy()
+    trial._outputs["bf16"][1] = np.where(blank == 0, 1, 0).astype(np.uint8)
     assert trial.differing("bf16") > 0.2
+
+
+def test_values_differ_where_they_are_a_twentieth_of_a_standard_deviation_off(regression: Bundle):
+    trial = Trial(regression, "cpu", "auto", SAMPLES, work_px=MUCH)
+    trial.differing("fp32")
+    for off, expected in ((0.04, 0.0), (0.06, 1.0), (-0.06, 1.0), (np.nan, 1.0)):
+        trial._outputs["bf16"] = [values + np.float32(off * HEIGHT.std) for values in trial._outputs["fp32"]]
+        assert trial.differing("bf16") == expected
+    trial._outputs["fp32"] = [np.full_like(values, np.nan) for values in trial._outputs["fp32"]]
+    assert trial.differing("bf16") == 0.0, "nodata is nodata"
+
+
+def test_a_regression_is_tried_in_every_precision_by_its_values(regression: Bundle):
+    trial = Trial(regression, "cpu", "auto", SAMPLES, work_px=MUCH)
+    found = trial.choose(others=False)
+    assert trial.differing("bf16") < 0.005 and found.execution == trial.plain
+    assert "of values differ from fp32" in found.why or trial.plain.precision == "fp32"
+
+
+def test_int8_is_refused_where_its_values_stray(regression: Bundle):
+    """Of this network with random weights a quarter of the values do."""
+    with pytest.raises(Refused, match=r"int8: [12345]\d\.\d\d% of the values differ from fp32"):
+        choose(regression, "int8", MUCH)
 
 
 def test_what_cannot_be_converted_is_passed_over_and_the_reason_kept(unet: Bundle, monkeypatch: pytest.MonkeyPatch):

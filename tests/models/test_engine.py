@@ -13,11 +13,13 @@ from pipeline.imagery.bands import Band
 from pipeline.imagery.raster import SceneBand
 from pipeline.imagery.reader import Pixels
 from pipeline.models.bundle import Bundle
-from pipeline.models.engine import Engine, Execution, Scaling, describe_device, layer_count
+from pipeline.models.engine import Engine, Execution, Scaling, describe_device
 from pipeline.models.footprint import activation_bytes_per_pixel
+from pipeline.models.forward import missing
+from pipeline.models.layers import layer_count
 from pipeline.models.networks import ARCHITECTURES, build_network
 from pipeline.models.program import Program, in_precision
-from tests.toys import smooth_noise
+from tests.toys import HEIGHT, smooth_noise
 
 WHOLE = Window(0, 0, 64, 72)
 UNIT = Scaling((1 / 50,) * 3, (-128 / 50,) * 3)
@@ -76,6 +78,34 @@ def test_a_device_that_answers_wrongly_is_refused(unet: Bundle, monkeypatch: pyt
     monkeypatch.setattr(Program, "forward", lambda *arguments: honest(*arguments) + torch.arange(5).reshape(1, 5, 1, 1))
     with pytest.raises(Refused, match=r"self-test failed on cpu .* in fp32"):
         Engine(unet, "cpu", Execution())
+
+
+def test_values_are_the_coarse_outputs_at_the_images_size_in_the_targets_unit(make_bundle):
+    deeplab = make_bundle("deeplabv3_mobilenet_v3_large", bands=3, target=HEIGHT)
+    engine, core = Engine(deeplab, "cpu", Execution()), Window(16, 8, 40, 56)
+    found_LHW = engine(tiles(1), [core], UNIT, 1)[0]
+    with torch.inference_mode():
+        output_HW = deeplab.network()((torch.from_numpy(tiles(1)[0].values_CHW).float() - 128)[None] / 50)[0, 0]
+    assert found_LHW.dtype == np.float32 and engine.layers == ("value",)
+    np.testing.assert_allclose(found_LHW[0], (14.3 + 7.1 * output_HW)[16:56, 8:64].numpy(), atol=1e-3 * 7.1)
+    assert np.ptp(found_LHW) > 1
+
+
+@pytest.mark.parametrize("engine", ["eager", "openvino"])
+@pytest.mark.parametrize("name", ["unet", "regression"])
+def test_a_result_is_that_of_its_own_batch_whatever_was_begun_since(name: str, engine: str, request: pytest.FixtureRequest):
+    """OpenVINO puts the logits of every batch into the same memory."""
+    if missing(engine, "cpu"):
+        pytest.skip(missing(engine, "cpu"))
+    runs = Engine(request.getfixturevalue(name), "cpu", Execution(engine, "fp32"))
+    good, other = tiles(2, "float32")
+    bad = Pixels(np.where(np.arange(72) == 30, np.inf, good.values_CHW).astype(np.float32), None)
+    alone = [runs([tile], [WHOLE], UNIT, 1)[0] for tile in (good, other)]
+    finishing = [runs.begin([tile], [WHOLE], UNIT, 1) for tile in (good, bad, other)]
+    (first,), (none,), (last,) = [finish() for finish in finishing]
+    assert none is None, "what is not finite is not hidden by the batch after it"
+    np.testing.assert_array_equal(first, alone[0])
+    np.testing.assert_array_equal(last, alone[1])
 
 
 def test_layers():

@@ -17,12 +17,12 @@ from pipeline.imagery.region import Region
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
 from pipeline.inference.segment import Segmenter
-from pipeline.models.bundle import Bundle, ClassEntry, save_bundle
+from pipeline.models.bundle import Bundle, ClassEntry, Target, save_bundle
 from pipeline.models.choice import REFERENCE
 from pipeline.models.engine import describe_device
 from pipeline.models.networks import build_network
 from pipeline.results.publish import Published, publish_scene
-from tests.toys import write_scene
+from tests.toys import HEIGHT, write_scene
 
 COLOURS = ("#1B7837", "#D9B365", "#C51B7D", "#2166AC")
 NODATA_VALUE = 99
@@ -37,6 +37,19 @@ def class_bundle(
         bands=[Band(name) for name in bands],
         classes=[ClassEntry(number, name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)],
         sample_CHW=torch.arange(64.0).repeat(len(bands), 64, 1) % len(names),
+    )  # fmt: skip
+
+
+def value_bundle(folder: Path, target: Target = HEIGHT, bands: Sequence[str] = ("band_1",)) -> Bundle:
+    """A model of a number a pixel: the target's mean and as many standard deviations as the first band holds."""
+    network = build_network("logistic_regression", len(bands), 1)
+    with torch.no_grad():
+        network.weight.zero_()
+        network.weight[0, 0] = 1
+        network.bias.zero_()
+    return save_bundle(
+        folder, network, architecture="logistic_regression", arguments={}, bands=[Band(name) for name in bands], classes=target,
+        sample_CHW=torch.arange(64.0).repeat(len(bands), 64, 1) % 4,
     )  # fmt: skip
 
 
@@ -55,7 +68,7 @@ class Done:
         return self.ledger.scene_folder
 
 
-def plan_of(source: Source, bundle: Bundle, region: Region | None = None, layers: tuple[str, ...] = ("mask",)) -> Plan:
+def plan_of(source: Source, bundle: Bundle, region: Region | None = None, layers: tuple[str, ...] = ()) -> Plan:
     scene = open_scene(source, bundle.bands)
     return make_plan(
         scene, region or Region(scene.grid.window), bundle, Settings(precision="fp32", shard=1024, layers=layers), batch=1,
@@ -64,10 +77,10 @@ def plan_of(source: Source, bundle: Bundle, region: Region | None = None, layers
 
 
 def publish(
-    out: Path, bundle: Bundle, ids_HW: np.ndarray, *, name: str = "scene", layers: tuple[str, ...] = ("mask",),
+    out: Path, bundle: Bundle, ids_HW: np.ndarray, *, name: str = "scene", layers: tuple[str, ...] = (),
     region: Region | None = None, datetime: str | None = None, **profile: Any,
 ) -> Done:  # fmt: skip
-    """Segment and publish a scene whose classes are `ids_HW`; 99 is nodata."""
+    """Segment and publish a scene whose classes, or first band, are `ids_HW`; 99 is nodata."""
     path = write_scene(out.parent / f"{name}.tif", ids_HW[None].astype(np.uint8), nodata=NODATA_VALUE, **profile)
     source = replace(find_sources([str(path)])[0], datetime=datetime)
     plan = plan_of(source, bundle, region, layers)

@@ -15,8 +15,8 @@ from PIL import Image
 from pipeline.errors import Unreadable
 from pipeline.models.bundle import NODATA, Bundle
 from pipeline.results import publish as publishing
-from pipeline.results.publish import areas_path, is_done, publish_scene
-from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes
+from pipeline.results.publish import is_done, publish_scene, table_path
+from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes, value_bundle
 
 LAYERS = ("mask", "confidence")
 
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def files(done: Done) -> dict[str, tuple[bytes, int]]:
     """The final files, their bytes and inodes."""
-    paths = [*done.folder.glob("*.*"), areas_path(done.ledger)]
+    paths = [*done.folder.glob("*.*"), table_path(done.ledger, "mask")]
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in paths}
 
 
@@ -40,7 +40,7 @@ def test_a_scene_is_done_when_its_manifest_and_files_agree(tmp_path: Path, bundl
     ids_HW = stripes(80, 600, corner=20)
     done = publish(tmp_path / "out", bundle, ids_HW, layers=LAYERS)
     assert done.published.complete and done.published.committed and is_done(done.ledger, LAYERS)
-    with rasterio.open(done.published.mask) as mask:
+    with rasterio.open(done.published.raster) as mask:
         assert np.array_equal(mask.read(1), np.where(ids_HW == NODATA_VALUE, NODATA, ids_HW))
     assert set(files(done)) == {"mask.tif", "confidence.tif", "quicklook.png", "item.json", "scene.parquet"}
     left = {path.name for path in done.out.rglob("*") if path.is_file()} - set(files(done))
@@ -51,7 +51,7 @@ def test_a_scene_is_done_when_its_manifest_and_files_agree(tmp_path: Path, bundl
 def test_only_what_is_missing_is_published_again(tmp_path: Path, bundle: Bundle, name: str):
     done = publish(tmp_path / "out", bundle, stripes(80, 90), layers=LAYERS)
     before = files(done)
-    (areas_path(done.ledger) if name == "scene.parquet" else done.folder / name).unlink()
+    (table_path(done.ledger, "mask") if name == "scene.parquet" else done.folder / name).unlink()
     assert not is_done(done.ledger, LAYERS)
     assert not again(done, bundle).committed, "the first manifest holds"
     after = files(done)
@@ -78,15 +78,15 @@ def test_without_all_parts_only_a_partial_mask_is_there(tmp_path: Path, bundle: 
     done = publish(tmp_path / "whole" / "out", bundle, ids_HW)
     part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.part"
     kept = part.read_bytes()
-    for path in [*done.folder.glob("*.*"), areas_path(done.ledger), done.ledger.folder / "manifest.json", part]:
+    for path in [*done.folder.glob("*.*"), table_path(done.ledger, "mask"), done.ledger.folder / "manifest.json", part]:
         path.unlink()
     published = again(done, bundle)
-    assert not published.complete and published.mask.name == "mask.partial.tif"
+    assert not published.complete and published.raster.name == "mask.partial.tif"
     (failed,) = published.failed
     assert failed[:4] == done.plan.shards()[1] and failed.reason
-    assert [path.name for path in done.folder.glob("*.*")] == ["mask.partial.tif"] and not areas_path(done.ledger).exists()
+    assert [path.name for path in done.folder.glob("*.*")] == ["mask.partial.tif"] and not table_path(done.ledger, "mask").exists()
     assert done.ledger.manifest() is None and not is_done(done.ledger, ("mask",))
-    with rasterio.open(published.mask) as mask:
+    with rasterio.open(published.raster) as mask:
         mask_HW = mask.read(1)
     rows, cols = done.plan.shards()[1].slices()
     assert (mask_HW[rows, cols] == NODATA).all()
@@ -94,7 +94,7 @@ def test_without_all_parts_only_a_partial_mask_is_there(tmp_path: Path, bundle: 
     assert np.array_equal(mask_HW, ids_HW), "the rest is there"
     part.write_bytes(kept)
     assert again(done, bundle).complete and is_done(done.ledger, ("mask",))
-    assert not published.mask.exists(), "the partial mask goes when the whole one comes"
+    assert not published.raster.exists(), "the partial mask goes when the whole one comes"
 
 
 def test_a_part_that_is_missing_for_good_is_accepted_when_asked(tmp_path: Path, bundle: Bundle):
@@ -180,3 +180,23 @@ def test_an_older_input_does_not_replace_a_newer_result(tmp_path: Path, bundle: 
     with pytest.raises(Unreadable, match="changed while it was read"):
         again(done, bundle)
     assert not (done.folder / "mask.tif").exists() and not list(done.ledger.folder.glob(".*"))
+
+
+def test_values_without_all_parts_are_partial_and_wait(tmp_path: Path):
+    bundle = value_bundle(tmp_path / "bundle")
+    done = publish(tmp_path / "out", bundle, stripes(60, 1300))
+    assert {path.name for path in done.folder.glob("*.*")} == {"value.tif", "quicklook.png", "item.json"}
+    assert is_done(done.ledger, ("value",)) and table_path(done.ledger, "value").parent.name == "values"
+    part = done.ledger.folder / f"{done.plan.shard_name(done.plan.shards()[1])}.part"
+    kept, whole = part.read_bytes(), (done.folder / "value.tif").read_bytes()
+    for path in [*done.folder.glob("*.*"), table_path(done.ledger, "value"), done.ledger.folder / "manifest.json", part]:
+        path.unlink()
+    published = again(done, bundle)
+    assert not published.complete and published.raster.name == "value.partial.tif" and not table_path(done.ledger, "value").exists()
+    with rasterio.open(published.raster) as dataset:
+        values_HW = dataset.read(1)
+    rows, cols = done.plan.shards()[1].slices()
+    assert np.isnan(values_HW[rows, cols]).all() and np.isnan(values_HW).sum() == done.plan.shards()[1].pixels
+    part.write_bytes(kept)
+    assert again(done, bundle).complete and not published.raster.exists()
+    assert (done.folder / "value.tif").read_bytes() == whole

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from pipeline.geometry.windows import Window
@@ -13,8 +15,8 @@ from pipeline.imagery.catalogue import find_sources
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
 from pipeline.results.quicklook import BLANK, LINE, LONGEST, MARGIN, SHORTEST, draw_quicklook, quicklook_input_id
-from tests.results.scenes import COLOURS, NODATA_VALUE, class_bundle, plan_of, publish, stripes
-from tests.toys import write_scene
+from tests.results.scenes import COLOURS, NODATA_VALUE, class_bundle, plan_of, publish, stripes, value_bundle
+from tests.toys import HEIGHT, write_scene
 
 GROWTH = 4  # small scenes are drawn so many times larger
 
@@ -148,3 +150,29 @@ def test_the_same_run_draws_the_same_bytes(tmp_path: Path, bundle: Bundle):
     done = publish(tmp_path / "out", bundle, stripes(50, 60))
     draw_quicklook(done.plan, bundle, done.folder / "mask.tif", done.published.rows, tmp_path / "again.png", done.ledger.attempt)
     assert (tmp_path / "again.png").read_bytes() == (done.folder / "quicklook.png").read_bytes()
+
+
+# ---- values
+
+
+@pytest.mark.parametrize("unit", ["m", "", "tonnes of dry matter " * 20])
+def test_values_are_drawn_in_the_colours_of_their_ramp(tmp_path: Path, unit: str):
+    target = replace(HEIGHT, unit=unit, mean=0.0, std=1.0, low=0.5, high=2.5)
+    ids_HW = stripes(60, 80, corner=12)
+    done = publish(tmp_path / "out", value_bundle(tmp_path / "bundle", target), ids_HW)
+    large_HW = np.kron(ids_HW, np.ones((GROWTH, GROWTH), np.uint8))
+    scene_HWC, values_HWC, below_HWC = pictures(done.folder / "quicklook.png", *large_HW.shape)
+    assert (scene_HWC[large_HW == NODATA_VALUE] == BLANK).all() and (values_HWC[large_HW == NODATA_VALUE] == BLANK).all()
+    viridis = np.round(255 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3])
+    for value, place in ((0, 0), (1, 63), (2, 191), (3, 255)):
+        assert (values_HWC[large_HW == value] == viridis[place]).all(), "below and above the ramp it is as at its ends"
+    bar_WC = below_HWC[MARGIN + LINE + 9, MARGIN:-MARGIN]
+    assert (bar_WC[0] == viridis[0]).all() and (bar_WC[-1] == viridis[-1]).all()
+    assert np.abs(bar_WC[len(bar_WC) // 2] - viridis[128]).max() <= 4
+    assert count(below_HWC[:MARGIN], (255, 255, 255)) == MARGIN * below_HWC.shape[1], "nothing is drawn over the pictures' edge"
+
+
+def test_a_scene_without_any_value_is_drawn_too(tmp_path: Path):
+    done = publish(tmp_path / "out", value_bundle(tmp_path / "bundle"), stripes(9, 9, corner=9), crs=None)
+    _, values_HWC, _ = pictures(done.folder / "quicklook.png", 36, 36)
+    assert (values_HWC == BLANK).all()

@@ -27,7 +27,8 @@ from pipeline.imagery.raster import Grid
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
 from pipeline.results.stac import EXTENSIONS, MadeFile, item_input_id, make_item
-from tests.results.scenes import COLOURS, Done, class_bundle, publish, stripes
+from tests.results.scenes import COLOURS, Done, class_bundle, publish, stripes, value_bundle
+from tests.toys import HEIGHT
 
 GEOSTATIONARY = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +datum=WGS84"
 WEB = "https://stac-extensions.github.io"
@@ -131,7 +132,7 @@ def placed(
     grid = Grid(*shape, tuple(transform)[:6], CRS.from_user_input(crs).to_wkt() if crs else None)
     scene = replace(done.plan.scene, grid=grid, resolution_m=30.0 if crs and "LOCAL" not in crs else None)
     plan = replace(done.plan, scene=scene, region=Region(window or grid.window))
-    return make_item(plan, bundle, {name: MadeFile.of(done.folder / file) for name, file in FILES.items()}, "i")
+    return make_item(plan, bundle, {name: MadeFile.of(done.folder / file) for name, file in FILES.items()}, "i", done.published.rows)
 
 
 # ---- the item as a whole
@@ -203,13 +204,30 @@ def test_every_file_is_there_under_a_relative_name_with_its_checksum(done: Done)
 @pytest.mark.parametrize("said", [None, "last summer", "0000:00:00"])
 def test_a_scene_without_a_date_has_the_files_time_and_says_so(done: Done, bundle: Bundle, said: str | None):
     plan = replace(done.plan, scene=replace(done.plan.scene, datetime=said))
-    item = make_item(plan, bundle, {"mask": MadeFile.of(done.folder / "mask.tif")}, "i")
+    item = make_item(plan, bundle, {"mask": MadeFile.of(done.folder / "mask.tif")}, "i", [])
     assert item["properties"]["tilewright:datetime_source"] == "the file's time of change"
     validate(item)
 
 
 def test_no_item_has_no_input(tmp_path: Path):
     assert item_input_id(tmp_path / "item.json") is None
+
+
+# ---- of values
+
+
+@pytest.mark.parametrize(("unit", "corner"), [("m", 5), ("", 30)])
+def test_an_item_of_values_has_unit_and_statistics_and_no_classes(tmp_path: Path, unit: str, corner: int):
+    done = publish(tmp_path / "out", value_bundle(tmp_path / "bundle", replace(HEIGHT, unit=unit)), stripes(30, 20, corner=corner))
+    item, row = read(done), done.published.rows[0]
+    validate(item)
+    assert pystac.Item.from_file(str(done.folder / "item.json")).id == "scene-value"
+    assert "classification" not in json.dumps(item) and set(item["assets"]) == {"value", "quicklook"}
+    asset = item["assets"]["value"]
+    assert (asset["data_type"], asset["nodata"], asset["title"]) == ("float32", "nan", "canopy height") and asset.get("unit", "") == unit
+    valid_percent = 100 * row["valid_pixel_count"] / 600
+    statistics = {"minimum": row["minimum"], "maximum": row["maximum"], "mean": row["mean"], "stddev": row["std"]}
+    assert asset["statistics"] == ({"valid_percent": 0} if corner == 30 else {**statistics, "valid_percent": valid_percent})
 
 
 # ---- its place

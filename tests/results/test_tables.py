@@ -16,15 +16,22 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from pipeline.inference.part import Tally, add_up
+from pipeline.geometry.windows import Window
+from pipeline.imagery.region import Region
+from pipeline.inference.tally import Tally, add_up
 from pipeline.models.bundle import Bundle
-from pipeline.results.publish import areas_path
+from pipeline.results.publish import published_rows, table_path
 from pipeline.results.tables import AREAS, areas_rows, parse_datetime, table_input_id, write_table
-from tests.results.scenes import Done, class_bundle, publish, stripes
+from tests.results.scenes import Done, class_bundle, publish, stripes, value_bundle
 
 CONTRACT = {
     "scene_id": "string", "scene_datetime": "timestamp[us, tz=UTC]", "class_id": "uint8", "class_name": "string",
     "pixel_count": "int64", "area_m2": "double", "share": "double", "mean_confidence": "double", "valid_pixel_count": "int64",
+    "model_id": "string", "input_id": "string",
+}  # fmt: skip
+CONTRACT_OF_VALUES = {
+    "scene_id": "string", "scene_datetime": "timestamp[us, tz=UTC]", "target_name": "string", "unit": "string", "pixel_count": "int64",
+    "valid_pixel_count": "int64", "area_m2": "double", "mean": "double", "std": "double", "minimum": "double", "maximum": "double",
     "model_id": "string", "input_id": "string",
 }  # fmt: skip
 
@@ -47,7 +54,7 @@ def scenes(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Don
 
 def test_the_columns_are_the_contracts(scenes: list[Done]):
     for done in scenes:
-        schema = pq.read_schema(areas_path(done.ledger))
+        schema = pq.read_schema(table_path(done.ledger, "mask"))
         assert {field.name: str(field.type) for field in schema} == CONTRACT
         assert list(schema.names) == list(CONTRACT)
     assert {field.name: str(field.type) for field in AREAS} == CONTRACT
@@ -55,7 +62,7 @@ def test_the_columns_are_the_contracts(scenes: list[Done]):
 
 def test_the_counts_are_those_of_the_mask(scenes: list[Done]):
     for done, ids_HW in zip(scenes, (stripes(70, 90, corner=20), stripes(600, 40, classes=2), stripes(9, 9, corner=9)), strict=True):
-        rows = pq.read_table(areas_path(done.ledger)).to_pylist()
+        rows = pq.read_table(table_path(done.ledger, "mask")).to_pylist()
         assert [row["class_id"] for row in rows] == [0, 1, 2, 3], "a row a class, those without a pixel too"
         assert [row["pixel_count"] for row in rows] == [int((ids_HW == value).sum()) for value in range(4)]
         assert {row["valid_pixel_count"] for row in rows} == {int((ids_HW < 4).sum())}
@@ -130,7 +137,7 @@ def test_a_table_written_twice_is_the_same_bytes(scenes: list[Done], tmp_path: P
 
 def test_a_table_carries_its_input(scenes: list[Done], tmp_path: Path):
     for done in scenes:
-        assert table_input_id(areas_path(done.ledger)) == done.ledger.attempt == done.published.rows[0]["input_id"]
+        assert table_input_id(table_path(done.ledger, "mask")) == done.ledger.attempt == done.published.rows[0]["input_id"]
     write_table([], AREAS, tmp_path / "empty.parquet", "input-1")
     assert table_input_id(tmp_path / "empty.parquet") == "input-1"
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
@@ -188,3 +195,36 @@ def test_times_are_utc(text: str | None, expected: datetime | None, scenes: list
     plan = scenes[0].plan
     rows = areas_rows(replace(plan, scene=replace(plan.scene, datetime=text)), bundle, Tally([1, 0, 0, 0], None, None), "i")
     assert {row["scene_datetime"] for row in rows} == {expected}
+
+
+# ---- values
+
+
+def test_a_row_of_values_is_what_numpy_says_of_the_raster(tmp_path: Path):
+    out, bundle = tmp_path / "out", value_bundle(tmp_path / "bundle")
+    dated = publish(out, bundle, stripes(70, 90, corner=20), name="dated", datetime="2015-08-18T17:58:00+02:00")
+    polygon = {"type": "Polygon", "coordinates": [[[10.2, 0], [80.7, 0], [80.7, 60], [10.2, 60], [10.2, 0]]]}
+    part = publish(out, bundle, stripes(70, 90), name="part", region=Region(Window(0, 0, 70, 90), polygon))
+    nothing = publish(out, bundle, stripes(9, 9, corner=9), name="nothing", crs=None)
+    for done in (dated, part, nothing):
+        schema = pq.read_schema(table_path(done.ledger, "value"))
+        assert {field.name: str(field.type) for field in schema} == CONTRACT_OF_VALUES and list(schema.names) == list(CONTRACT_OF_VALUES)
+        (row,) = done.published.rows
+        assert pq.read_table(table_path(done.ledger, "value")).to_pylist() == [row] == published_rows(done.ledger, "value")
+        assert (row["target_name"], row["unit"], row["model_id"]) == ("canopy height", "m", bundle.model_id)
+        with rasterio.open(done.folder / "value.tif") as dataset:
+            values_HW = dataset.read(1).astype(float)
+        valid = values_HW[~np.isnan(values_HW)]
+        assert row["valid_pixel_count"] == valid.size
+        if valid.size:
+            assert (row["minimum"], row["maximum"]) == (valid.min(), valid.max())
+            assert row["mean"] == pytest.approx(valid.mean(), rel=1e-14) and row["std"] == pytest.approx(valid.std(), rel=1e-12)
+            assert row["area_m2"] == pytest.approx(900 * valid.size, rel=2e-3)
+    assert dated.published.rows[0]["pixel_count"] == 70 * 90 and dated.published.rows[0]["valid_pixel_count"] == 70 * 90 - 400
+    assert part.published.rows[0]["pixel_count"] == part.published.rows[0]["valid_pixel_count"] == 60 * 71, "of the region"
+    assert [nothing.published.rows[0][name] for name in ("mean", "std", "minimum", "maximum", "area_m2")] == [None] * 5
+    query = f"select count(*), sum(mean * valid_pixel_count) / sum(valid_pixel_count) from '{out}/results/values/*.parquet'"
+    ((scenes, mean),) = duckdb.sql(query).fetchall()
+    rows = [done.published.rows[0] for done in (dated, part)]
+    counts = [row["valid_pixel_count"] for row in rows]
+    assert scenes == 3 and mean == pytest.approx(np.average([row["mean"] for row in rows], weights=counts))

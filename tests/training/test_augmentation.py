@@ -204,3 +204,20 @@ def test_words_say_what_happens() -> None:
 def test_other_words_are_refused(words: str) -> None:
     with pytest.raises(Refused, match=r"^--augment "):
         Augmentation.parse(words)
+
+
+@pytest.mark.parametrize("how", [*GEOMETRIES, *VALUES])
+def test_numbers_are_moved_as_class_ids_are_and_never_mixed(how: str) -> None:
+    """The numbers that class ids stand for, changed, are those that the changed ids stand for; unknown where these are ignored."""
+    augmentation, stands_for = Augmentation.parse(how), torch.tensor([-1e6, 0.125, 3e5, *[torch.nan] * 253])
+    for seed in range(4):
+        image_CHW = fields_of(2, 48, 48, seed)
+        ids_HW = labels_by(image_CHW)
+        ids_HW[10:20, 5:30] = 255
+        numbers_HW = stands_for[ids_HW.long()]
+        changed = []
+        for labels_HW in (ids_HW, numbers_HW):
+            torch.manual_seed(seed)
+            changed.append(augmentation(image_CHW, labels_HW, (48, 48)))
+        assert torch.equal(changed[0][0], changed[1][0]) and changed[1][1].dtype == torch.float32
+        torch.testing.assert_close(changed[1][1], stands_for[changed[0][1].long()], rtol=0, atol=0, equal_nan=True)

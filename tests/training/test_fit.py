@@ -21,11 +21,13 @@ from pipeline.models.engine import Engine, Execution
 from pipeline.models.metrics import Scores
 from pipeline.models.receptive import Reach, find_reach
 from pipeline.training import fit as fitting
+from pipeline.training.classification import Classification
 from pipeline.training.fit import MEGAPIXEL, Quiet, auto_halo, check_window, fit, megapixel
 from pipeline.training.loop import Recipe
-from tests.training.labelled import HEIGHT, RECIPE, TEST, VALIDATION, training, write_pair
+from tests.training.labelled import HEIGHT, RECIPE, TABLE, TEST, VALIDATION, training, write_pair
 
 CPU = torch.device("cpu")
+CLASSES = Classification(TABLE, np.array([1, 1]), RECIPE)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -163,10 +165,10 @@ def test_the_auto_halo_is_the_smallest_that_changes_one_pixel_in_10_000_at_most(
     random = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 1000, 1000)).astype(np.float32))
     reach = find_reach(blur, 1)
     assert reach == Reach(1, 16, None)
-    halo, tried = auto_halo(blur, random, reach)
+    halo, tried = auto_halo(blur, random, reach, CLASSES)
     assert halo is not None and 0 < halo < 16
     assert tried[halo] <= 1e-4 < tried[halo - 1]
 
 
 def test_a_network_that_is_never_exact_has_no_measured_halo() -> None:
-    assert auto_halo(nn.Identity(), torch.zeros(1, 8, 8), Reach(8, None, "global pooling")) == (None, {})
+    assert auto_halo(nn.Identity(), torch.zeros(1, 8, 8), Reach(8, None, "global pooling"), CLASSES) == (None, {})

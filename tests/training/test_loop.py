@@ -35,7 +35,7 @@ def trainer_of(task: Training, recipe: Recipe | None = None, **arguments: Any) -
     torch.manual_seed(5)
     network = build_network("unet", 2, 2, **(task.arguments | {"dropout": 0.2} | arguments))
     task = replace(task, recipe=recipe or task.recipe)
-    return Trainer(network, task.draws(), task.recipe, torch.from_numpy(task.weights()), CPU)
+    return Trainer(network, task.draws(), task.recipe, task.task.loss(), CPU)
 
 
 def scoring(task: Training) -> Callable[[nn.Module], Scores]:
@@ -65,7 +65,7 @@ def finish(trainer: Trainer, scored: Callable[[nn.Module], Scores]) -> Trainer:
 def test_it_learns(task: Training) -> None:
     trainer = finish(trainer_of(task, replace(task.recipe, epochs=12)), scoring(task))
     assert trainer.epochs[-1].loss < 0.7 * trainer.epochs[0].loss
-    assert best_epoch(trainer.epochs).accuracy > 0.8
+    assert best_epoch(trainer.epochs).scores["accuracy"] > 0.8
     assert [epoch.number for epoch in trainer.epochs] == list(range(1, 13))
 
 
@@ -188,7 +188,7 @@ def test_a_network_that_pools_globally_needs_more_than_a_window(task: Training) 
             return self.layers(batch_BCHW).expand(-1, -1, *batch_BCHW.shape[2:])
 
     recipe = replace(task.recipe, batch=1)
-    trainer = Trainer(Pooled(), task.draws(), recipe, torch.ones(2), CPU)
+    trainer = Trainer(Pooled(), task.draws(), recipe, task.task.loss(), CPU)
     with pytest.raises(Refused, match="cannot learn from 1 window at a time: a larger --batch"):
         trainer.run_epoch(scoring(task))
 
@@ -231,7 +231,7 @@ def test_one_cycle_is_torchs() -> None:
 
 def test_a_network_without_weights_is_refused(task: Training) -> None:
     with pytest.raises(Refused, match="no weights to train"):
-        Trainer(build_network("identity", 2, 2), task.draws(), task.recipe, torch.ones(2), CPU)
+        Trainer(build_network("identity", 2, 2), task.draws(), task.recipe, task.task.loss(), CPU)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import Refused
-from pipeline.training.losses import Loss, Term, parse_loss
+from pipeline.training.losses import Loss, SquaredError, Term, parse_loss
 
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0])
 LOSSES = ["cross_entropy", "focal", "dice", "cross_entropy+0.5*dice", "focal+dice"]
@@ -97,4 +97,51 @@ def test_words_of_a_loss() -> None:
     assert parse_loss("cross_entropy + 0.5*dice") == (Term("cross_entropy", 1.0), Term("dice", 0.5))
     for bad in ("", "hinge", "dice+", "2*", "dice*2"):
         with pytest.raises(Refused, match=r"--loss .*combine cross_entropy, focal, dice"):
+            parse_loss(bad)
+
+
+def numbers(seed: int = 0, unknown: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs in standard deviations, and numbers of mean 100 and standard deviation 5, of which some are unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers_BHW = 100 + 5 * torch.randn(4, 8, 6, generator=generator)
+    numbers_BHW[torch.rand(numbers_BHW.shape, generator=generator) < unknown] = torch.nan
+    return torch.randn(4, 1, 8, 6, generator=generator), numbers_BHW
+
+
+def test_the_squared_error_is_torchs_in_standard_deviations() -> None:
+    outputs_B1HW, numbers_BHW = numbers()
+    loss = SquaredError(100, 5)
+    known = numbers_BHW.isfinite()
+    expected = functional.mse_loss(outputs_B1HW[:, 0][known], (numbers_BHW[known] - 100) / 5)
+    torch.testing.assert_close(loss(outputs_B1HW, numbers_BHW, loss.denominators(numbers_BHW)), expected)
+
+
+def test_parts_of_a_squared_error_add_up_and_so_do_their_gradients() -> None:
+    outputs_B1HW, numbers_BHW = numbers()
+    numbers_BHW[3] = torch.nan  # a sample without labels
+    loss = SquaredError(100, 5)
+    denominators = loss.denominators(numbers_BHW)
+    whole, parts = (outputs_B1HW.clone().requires_grad_() for _ in range(2))
+    expected = loss(whole, numbers_BHW, denominators)
+    expected.backward()
+    total = sum(loss(parts[some], numbers_BHW[some], denominators) for some in (slice(0, 1), slice(1, 3), slice(3, 4)))
+    total.backward()  # type: ignore[union-attr]
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(parts.grad, whole.grad)
+    assert whole.grad is not None and (whole.grad[:, 0][numbers_BHW.isnan()] == 0).all() and whole.grad.isfinite().all()
+
+
+def test_a_batch_without_numbers_costs_nothing() -> None:
+    outputs_B1HW, numbers_BHW = numbers(unknown=1.1)
+    outputs_B1HW.requires_grad_()
+    loss = SquaredError(100, 5)
+    found = loss(outputs_B1HW, numbers_BHW, loss.denominators(numbers_BHW))
+    found.backward()
+    assert found.item() == 0 and outputs_B1HW.grad is not None and outputs_B1HW.grad.abs().max() == 0
+
+
+def test_mse_stands_alone() -> None:
+    assert parse_loss("mse") == (Term("mse", 1.0),)
+    for bad in ("mse+dice", "0.5*mse", "cross_entropy+mse"):
+        with pytest.raises(Refused, match=r"--loss .*: mse is of numbers: it stands alone"):
             parse_loss(bad)

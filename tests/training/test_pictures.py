@@ -10,11 +10,12 @@ from PIL import Image
 
 from pipeline.models.bundle import ClassEntry
 from pipeline.training.classes import ClassTable, LabelClass
-from pipeline.training.pictures import Example, draw_curves, draw_samples, over
+from pipeline.training.pictures import ClassPaint, Example, Panel, draw_curves, draw_samples, over
 
 TABLE = ClassTable(
     tuple(LabelClass(ClassEntry(id, f"class {id}", color), (id,)) for id, color in enumerate(["#FF0000", "#00FF00", "#0000FF"]))
 )
+PAINT = ClassPaint(TABLE)
 
 
 def example(bands: int, height: int, width: int, predicted: bool = False, name: str = "one") -> Example:
@@ -41,7 +42,7 @@ def test_a_class_colours_its_pixels_and_ignored_ones_are_grey() -> None:
 @pytest.mark.parametrize("bands", [1, 2, 3, 12])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (700, 3), (64, 64), (300, 900)])
 def test_any_number_of_bands_and_any_shape_is_drawn(tmp_path: Path, bands: int, shape: tuple[int, int]) -> None:
-    draw_samples(tmp_path / "new" / "sheet.png", [example(bands, *shape, predicted=True)], TABLE)
+    draw_samples(tmp_path / "new" / "sheet.png", [example(bands, *shape, predicted=True)], PAINT)
     assert opened(tmp_path / "new" / "sheet.png").size
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]  # nothing temporary is left
 
@@ -55,7 +56,7 @@ def test_each_layer_covers_its_part_of_the_sheet(tmp_path: Path, predicted: bool
     """A black image of 300 x 300 px, labelled all red, predicted all green: three squares, and nothing of a fourth."""
     zeros = np.zeros((300, 300), np.uint8)
     items = [Example(f"dark {n}", np.full((3, 300, 300), -9, np.float32), zeros, zeros + 1 if predicted else None) for n in range(5)]
-    draw_samples(tmp_path / "sheet.png", items, TABLE)
+    draw_samples(tmp_path / "sheet.png", items, PAINT)
     page = opened(tmp_path / "sheet.png")
     red, green, blue = (tuple(over(np.zeros((1, 1, 3), np.uint8), np.array([[n]], np.uint8), TABLE)[0, 0].tolist()) for n in range(3))
     assert areas(page, (0, 0, 0)) == areas(page, red) == 5 * 300 * 300
@@ -66,14 +67,14 @@ def test_each_layer_covers_its_part_of_the_sheet(tmp_path: Path, predicted: bool
 
 def test_many_classes_and_long_names_fit(tmp_path: Path) -> None:
     table = ClassTable(tuple(LabelClass(ClassEntry(id, f"a class with a long name {id}", "#123456"), (id,)) for id in range(255)))
-    draw_samples(tmp_path / "sheet.png", [example(3, 40, 40, name="ä/日本/" + "x" * 300), example(3, 20, 60)], table)
+    draw_samples(tmp_path / "sheet.png", [example(3, 40, 40, name="ä/日本/" + "x" * 300), example(3, 20, 60)], ClassPaint(table))
     page = opened(tmp_path / "sheet.png")
     assert areas(page, (0x12, 0x34, 0x56)) > 255 * 100
 
 
 def test_a_sheet_replaces_the_one_before(tmp_path: Path) -> None:
     for size in (20, 300):
-        draw_samples(tmp_path / "sheet.png", [example(3, size, 300)], TABLE)
+        draw_samples(tmp_path / "sheet.png", [example(3, size, 300)], PAINT)
     assert opened(tmp_path / "sheet.png").shape[0] > 300
 
 
@@ -81,19 +82,14 @@ def test_a_sheet_replaces_the_one_before(tmp_path: Path) -> None:
 def test_curves_are_drawn_whatever_is_unknown(tmp_path: Path, epochs: int) -> None:
     """A class that is nowhere has an IoU of NaN."""
     numbers = list(range(1, epochs + 1))
-    columns = {
-        "epoch": numbers,
-        "loss": [1 / n for n in numbers],
-        "mean iou": [1 - 1 / n for n in numbers],
-        "IoU none": [float("nan")] * epochs,
-    }
-    draw_curves(tmp_path / "curves.png", columns)
+    curves = {"mean iou": [1 - 1 / n for n in numbers], "IoU none": [float("nan")] * epochs}
+    draw_curves(tmp_path / "curves.png", numbers, [1 / n for n in numbers], [Panel("scores", curves, (0, 1))])
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG" and len(np.unique(np.asarray(picture.convert("L")))) > 3
 
 
 def test_curves_follow_their_numbers(tmp_path: Path) -> None:
     for name, loss in (("a", [3.0, 2.0, 1.0]), ("b", [3.0, 2.0, 1.0]), ("c", [1.0, 2.0, 3.0])):
-        draw_curves(tmp_path / f"{name}.png", {"epoch": [1, 2, 3], "loss": loss, "accuracy": [0.1, 0.5, 0.7]})
+        draw_curves(tmp_path / f"{name}.png", [1, 2, 3], loss, [Panel("scores", {"accuracy": [0.1, 0.5, 0.7]}, (0, 1))])
     pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc"]
     assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()

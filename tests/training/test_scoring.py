@@ -98,7 +98,7 @@ def test_the_counts_are_those_of_the_masks_of_deployment(
         assert counts.unpredicted == ((item.labels_HW != 255) & (mask_HW == 255)).sum() > 0
     only = evaluation.only_first_UBB.sum(axis=0)
     assert only.tolist() == [[0, (right["wide"] & ~right["narrow"]).sum()], [(right["narrow"] & ~right["wide"]).sum(), 0]]
-    assert len(evaluation.units) == (35 if side == 64 else 4) and not evaluation.draws_scenes
+    assert len(evaluation.units) == (35 if side == 64 else 4) and not evaluation.drawing.draws_scenes
 
 
 def test_only_the_areas_count(two: dict[str, Bundle], tmp_path: Path) -> None:
@@ -135,6 +135,7 @@ def test_a_damaged_scene_costs_only_itself(two: dict[str, Bundle], tmp_path: Pat
     size = (tmp_path / "bad.tif").stat().st_size
     with open(tmp_path / "bad.tif", "r+b") as file:
         file.truncate(size * 2 // 3)
+    bad = replace(bad, scene=open_scene(find_sources([str(tmp_path / "bad.tif")])[0], two["wide"].bands))  # as it is now
     evaluation = evaluated(two, [good, bad], tmp_path / "work")
     assert [item.name for item in evaluation.labelled] == ["good"]
     assert set(evaluation.skipped) == {"bad"} and "windows failed" in evaluation.skipped["bad"]
@@ -163,8 +164,8 @@ def test_from_ten_scenes_on_scenes_are_drawn(make_bundle: MakeBundle, tmp_path: 
         truth_HW = np.where(values_CHW[0] == 2, 1, values_CHW[0]) if number else np.full((20, 30), 255)
         scenes.append(Fake(str(number), opened, classes_of(bundle), truth_HW.astype(np.uint8), (opened.grid.window,)))
     evaluation = evaluate_bundles({"identity": bundle}, lambda _: scenes, tmp_path / "work", data="toys", precision="fp32", workers=1)
-    drawn = evaluation.drawable(evaluation.bundles[0].confusion_UKK)
-    assert evaluation.draws_scenes and drawn.shape == (10, 3, 3) and evaluation.drawn == "10 scenes"  # one has no label
+    drawn = evaluation.drawing.drawable(evaluation.bundles[0].confusion_UKK)
+    assert evaluation.drawing.draws_scenes and drawn.shape == (10, 3, 3) and evaluation.drawing.drawn == "10 scenes"  # one has no label
     assert (
         np.trace(drawn, axis1=1, axis2=2)
         == [(each.labels_HW == 0).sum() + (rasterio.open(each.scene.uri).read(1) == 1).sum() for each in scenes[1:]]
