@@ -340,6 +340,7 @@ def test_the_demos_scene_is_the_data_as_found(name: str) -> None:
             assert getattr(one, what) == getattr(other, what)
 
 
+@pytest.mark.slow
 def test_two_workers_train_a_regression_as_one_does(height_words: list[str], tmp_path: Path) -> None:
     """On Ray, and beside it in this process."""
     done = run(job_command("train_model", *height_words, "--workers", 2))
