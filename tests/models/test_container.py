@@ -89,7 +89,7 @@ def test_more_weights_than_the_network_has(folder: Path):
 
 def test_a_self_test_of_another_shape(folder: Path):
     save_file({"input_BCHW": torch.zeros(1, 3, 8, 8)}, folder / "selftest.safetensors")
-    with pytest.raises(Refused, match="is no self-test of 3 bands and 5 classes"):
+    with pytest.raises(Refused, match="is no self-test of 3 bands and 5 outputs"):
         load_bundle(described(folder, lambda _: None)).selftest()
 
 
