@@ -4,22 +4,27 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-jobs test-rooms slow check bench clean
+.PHONY: demo test test-jobs test-training test-rooms slow check bench clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
 	@echo "open demo-output/scenes/*/quicklook.png to see it"
 
-# Two processes, side by side: most of the jobs' time is waiting. One that had run everything died of SIGSEGV while the last
+# Three processes, two at a time: most of the jobs' time is waiting. One that had run everything died of SIGSEGV while the last
 # fixture ended, after all tests had passed; why is not known.
+TRAINING := tests/training tests/cluster/test_train.py tests/jobs/test_train_model.py tests/jobs/test_evaluate_model.py
+
 test: .venv/ready-dev
-	$(MAKE) --no-print-directory --jobs=2 test-jobs test-rooms
+	$(MAKE) --no-print-directory --jobs=2 test-jobs test-training test-rooms
 
 test-jobs: .venv/ready-dev
-	$(BIN)/python -m pytest -q tests/cluster tests/jobs
+	$(BIN)/python -m pytest -q tests/cluster tests/jobs $(TRAINING:%=--ignore=%)
+
+test-training: .venv/ready-dev
+	$(BIN)/python -m pytest -q $(TRAINING)
 
 test-rooms: .venv/ready-dev
-	$(BIN)/python -m pytest -q --ignore=tests/cluster --ignore=tests/jobs
+	$(BIN)/python -m pytest -q --ignore=tests/cluster --ignore=tests/jobs --ignore=tests/training
 
 slow: .venv/ready-dev
 	$(BIN)/python -m pytest -q -m slow

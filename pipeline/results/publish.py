@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.windows import Window
@@ -28,7 +27,7 @@ from pipeline.inference.tally import total
 from pipeline.models.bundle import Bundle
 from pipeline.results.quicklook import draw_quicklook, quicklook_input_id
 from pipeline.results.stac import MadeFile, item_input_id, make_item
-from pipeline.results.tables import AREAS, VALUES, areas_rows, table_input_id, values_rows, write_table
+from pipeline.results.tables import AREAS, VALUES, areas_rows, read_rows, table_input_id, values_rows, write_table
 
 
 class Table(NamedTuple):
@@ -60,8 +59,7 @@ def table_path(ledger: SceneLedger, layer: str) -> Place:
 
 def published_rows(ledger: SceneLedger, layer: str) -> list[dict[str, Any]]:
     """The rows of a published scene's table."""
-    with storage.opened(table_path(ledger, layer)) as file:
-        return pq.read_table(file).to_pylist()
+    return read_rows(table_path(ledger, layer))
 
 
 def is_done(ledger: SceneLedger, layers: tuple[str, ...]) -> bool:

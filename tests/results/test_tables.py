@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,3 +230,19 @@ def test_a_row_of_values_is_what_numpy_says_of_the_raster(tmp_path: Path):
     rows = [done.published.rows[0] for done in (dated, part)]
     counts = [row["valid_pixel_count"] for row in rows]
     assert scenes == 3 and mean == pytest.approx(np.average([row["mean"] for row in rows], weights=counts))
+
+
+COUNT_THREADS = """
+import os, sys
+from pathlib import Path
+from pipeline.results.tables import read_rows, table_input_id
+before = len(os.listdir("/proc/self/task"))
+print(len(read_rows(Path(sys.argv[1]))), bool(table_input_id(Path(sys.argv[1]))), len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_a_table_leaves_no_thread_behind(scenes: list[Done], tmp_path: Path):
+    """One that outlives its reader aborts a process that ends soon after, now and then."""
+    write_table(scenes[0].published.rows, AREAS, tmp_path / "a.parquet", "b")
+    told = subprocess.run([sys.executable, "-c", COUNT_THREADS, tmp_path / "a.parquet"], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [str(len(scenes[0].published.rows)), "True", "0"]
