@@ -66,6 +66,10 @@ class Target:
     low: float
     high: float
 
+    def values(self, output: torch.Tensor) -> torch.Tensor:
+        """What the network's output means, fp32, in the unit."""
+        return self.mean + self.std * output.float()
+
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -152,7 +152,7 @@ class Engine:
         if self.layers == ("mask",):
             layers_LHW = class_ids(logits_Khw, core, height, width)[None]
         elif target := self._bundle.target:
-            checked = layers_LHW = target.mean + target.std * upsampled(logits_Khw[None], height, width)[0][:, *core.slices()].float()
+            checked = layers_LHW = target.values(upsampled(logits_Khw[None], height, width)[0][:, *core.slices()])
         else:
             layers_LHW = self._all_layers(upsampled(logits_Khw[None], height, width)[0][:, *core.slices()])
         sum_1 = checked.sum(dtype=torch.float32)

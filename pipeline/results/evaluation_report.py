@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from itertools import combinations
@@ -14,9 +14,9 @@ from pipeline.imagery.storage import Place
 from pipeline.models.calibration import binned
 from pipeline.models.metrics import accuracy, mean_iou_of
 from pipeline.results.charts import SERIES, Bar, Curve, bar_chart, calibration_chart, heat_map
-from pipeline.results.evaluation_samples import BUNDLES_SHOWN, best_and_worst
+from pipeline.results.evaluation_samples import best_and_worst
 from pipeline.results.evaluation_tables import COMPARED, BundleScores, Row, Score
-from pipeline.results.page import SIGNIFICANT, marked, note, p_value, page, sample_figure, section, signed, table, tail, write_page
+from pipeline.results.page import SIGNIFICANT, marked, notes, p_value, page, samples, section, signed, table, tail, write_page
 from pipeline.training.scoring import Evaluation
 
 TITLES = {
@@ -42,7 +42,7 @@ def report_html(evaluation: Evaluation, bundles: Sequence[BundleScores], compare
     ]  # fmt: skip
     body = [
         f'<h1>Evaluation on {escape(tail(evaluation.data))}</h1><p class="faint">{escape(" · ".join(facts))}</p>',
-        *_notes(evaluation, bundles),
+        *notes(evaluation.skipped, {each.counts.name: each.counts.unpredicted for each in bundles}, "class", evaluation.drawing.count),
         section("Bundles side by side", _summary(evaluation, bundles)),
     ]
     if len(bundles) > 1:
@@ -54,18 +54,6 @@ def report_html(evaluation: Evaluation, bundles: Sequence[BundleScores], compare
     body.append(section("By scene", _scenes(evaluation, bundles)))
     body.append(section("How this was computed", _method(evaluation)))
     return page(f"Evaluation on {escape(tail(evaluation.data))}", body)
-
-
-def _notes(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> Iterable[str]:
-    for scene, reason in evaluation.skipped.items():
-        yield note(f"Skipped: {scene}: {reason}")
-    missing = {scores.counts.name: scores.counts.unpredicted for scores in bundles if scores.counts.unpredicted}
-    if missing:
-        told = ", ".join(f"{name} to {count:,}" for name, count in missing.items())
-        yield note(f"Labelled pixels that a bundle gives no class, where a band is missing, are scored for no bundle: {told}.")
-    units = len(evaluation.drawing.drawable(evaluation.bundles[0].confusion_UKK))
-    if units < 10:
-        yield note(f"Only {units} unit{'s' * (units != 1)} to draw from: intervals are rough and too narrow, or missing.")
 
 
 def _summary(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:
@@ -206,15 +194,7 @@ def _areas(evaluation: Evaluation, scores: BundleScores) -> str:
 
 def _samples(evaluation: Evaluation) -> str:
     best, worst = best_and_worst(evaluation)
-    legend = "".join(
-        f'<span style="margin-right:16px"><span class="dot" style="background:{escape(entry.color)}"></span>{escape(entry.name)}</span>'
-        for entry in evaluation.classes
-    )
-    more = f" The first {BUNDLES_SHOWN} bundles are shown." if len(evaluation.bundles) > BUNDLES_SHOWN else ""
-    parts = [f'<p>{legend}</p><p class="faint">Grey: no label, or no data.{more}</p>']
-    for title, listed in (("Worst", worst), ("Best", best)):
-        parts += [f"<h3>{title}</h3>", *map(sample_figure, listed)] if listed else []
-    return "".join(parts)
+    return samples([(entry.color, entry.name) for entry in evaluation.classes], worst, best, len(evaluation.bundles))
 
 
 def _scenes(evaluation: Evaluation, bundles: Sequence[BundleScores]) -> str:

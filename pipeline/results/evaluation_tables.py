@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.models.area_estimate import AreaEstimate, error_adjusted_areas, resampled_areas
 from pipeline.models.bootstrap import Statistic, clustered_mcnemar, interval, mcnemar, paired_difference, resampled_totals, score_interval
 from pipeline.models.boundary import boundary_f1, boundary_precision, boundary_recall, mean_boundary_f1
 from pipeline.models.calibration import COUNT, RIGHT, expected_calibration_error, mean_confidence
 from pipeline.models.metrics import CLASS_MEASURES, MEASURES
-from pipeline.results.tables import ADJUSTED_AREAS, CALIBRATION, COMPARISON, CONFUSION, SCORES, write_table
+from pipeline.results.tables import ADJUSTED_AREAS, CALIBRATION, COMPARISON, CONFUSION, SCORES, publish_tables
 from pipeline.training.scoring import BundleCounts, Evaluation
 
 Row = dict[str, Any]
@@ -108,17 +107,11 @@ def score_bundle(evaluation: Evaluation, counts: BundleCounts) -> BundleScores:
 def write_tables(evaluation: Evaluation, bundles: list[BundleScores], out: Place) -> list[Row]:
     """Write the tables of an evaluation into the folder `out`, in place of what is there; returns the rows of COMPARISON."""
     compared = list(comparison_rows(evaluation))
-    for name, rows, schema in (
-        ("scores", score_rows(evaluation, bundles), SCORES),
-        ("confusion", confusion_rows(evaluation, bundles), CONFUSION),
-        ("calibration", calibration_rows(evaluation, bundles), CALIBRATION),
-        ("areas", area_rows(evaluation, bundles), ADJUSTED_AREAS),
-        ("comparison", compared, COMPARISON),
-    ):
-        finished = storage.temporary(out, f"{name}.parquet")
-        with storage.discarded(finished):
-            write_table(list(rows), schema, finished)
-            storage.publish(finished, out / f"{name}.parquet")
+    publish_tables(out, {
+        "scores": (score_rows(evaluation, bundles), SCORES), "confusion": (confusion_rows(evaluation, bundles), CONFUSION),
+        "calibration": (calibration_rows(evaluation, bundles), CALIBRATION), "areas": (area_rows(evaluation, bundles), ADJUSTED_AREAS),
+        "comparison": (compared, COMPARISON),
+    })  # fmt: skip
     return compared
 
 

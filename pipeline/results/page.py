@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.results.evaluation_samples import Sample
+from pipeline.results.evaluation_samples import BUNDLES_SHOWN, Sample
 
-SIGNIFICANT = 0.05
+SIGNIFICANT, FEW_UNITS = 0.05, 10
 STYLE = """
 :root{--ink:#1f2933;--faint:#5f6c7b;--rule:#e4e7eb;--paper:#fff;--tint:#f5f7fa;--accent:#2563a8}
 *{box-sizing:border-box}
@@ -62,6 +62,18 @@ def note(text: str) -> str:
     return f'<div class="note">{escape(text)}</div>'
 
 
+def notes(skipped: Mapping[str, str], unpredicted: Mapping[str, int], thing: str, units: int) -> Iterator[str]:
+    """What a reader of any evaluation must know: scenes that were skipped and why, labelled pixels that each bundle gives no `thing`,
+    and whether there are too few units to draw from."""
+    for scene, reason in skipped.items():
+        yield note(f"Skipped: {scene}: {reason}")
+    told = ", ".join(f"{name} to {count:,}" for name, count in unpredicted.items() if count)
+    if told:
+        yield note(f"Labelled pixels that a bundle gives no {thing}, where a band is missing, are scored for no bundle: {told}.")
+    if units < FEW_UNITS:
+        yield note(f"Only {units} unit{'s' * (units != 1)} to draw from: intervals are rough and too narrow, or missing.")
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
     """Cells are HTML already; of `kind` wrapped, long heads take several lines."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
@@ -85,7 +97,20 @@ def marked(text: str, p: float | None) -> str:
     return f'<span class="sure">{text}</span>' if p is not None and p < SIGNIFICANT else text
 
 
-def sample_figure(sample: Sample) -> str:
+def samples(legend: Iterable[tuple[str, str]], worst: Sequence[Sample], best: Sequence[Sample], bundles: int) -> str:
+    """The worst and the best samples of so many bundles; the legend is colours, #RRGGBB, and what they mean."""
+    dots = "".join(
+        f'<span style="margin-right:16px"><span class="dot" style="background:{escape(colour)}"></span>{escape(text)}</span>'
+        for colour, text in legend
+    )
+    more = f" The first {BUNDLES_SHOWN} bundles are shown." if bundles > BUNDLES_SHOWN else ""
+    parts = [f'<p>{dots}</p><p class="faint">Grey: no label, or no data.{more}</p>']
+    for title, listed in (("Worst", worst), ("Best", best)):
+        parts += [f"<h3>{title}</h3>", *map(_sample_figure, listed)] if listed else []
+    return "".join(parts)
+
+
+def _sample_figure(sample: Sample) -> str:
     window = sample.unit.window
     figures = "".join(
         f'<figure><img src="{uri}" alt="{escape(title)}"><figcaption>{escape(title)}</figcaption></figure>'

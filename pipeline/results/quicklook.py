@@ -22,14 +22,14 @@ from pipeline.imagery.reader import preview
 from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle, Target
-from pipeline.models.ramp import ramp_colours
+from pipeline.models.ramp import BLANK, ramp_colours
 from pipeline.results.summary import short
 
 SHORTEST, LONGEST = 320, 900  # px: the longer side of each of the two pictures; a small scene is enlarged up to 4 times
 MARGIN, LINE = 24, 30
 LONGEST_TEXT = 300  # characters: a name out of a catalogue has any length
 TICKS = 5
-PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
+PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 
 
 class Legend(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,15 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, i
     """Write rows as one Parquet file, with `input_id`, where there is one, in its metadata too."""
     table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"input_id": input_id} if input_id else None))
     pq.write_table(table, path, compression="zstd")
+
+
+def publish_tables(out: Place, tables: Mapping[str, tuple[Iterable[dict[str, Any]], pa.Schema]]) -> None:
+    """Write tables, rows and schema by name, into the folder `out`, in place of what is there."""
+    for name, (rows, schema) in tables.items():
+        finished = storage.temporary(out, f"{name}.parquet")
+        with storage.discarded(finished):
+            write_table(list(rows), schema, finished)
+            storage.publish(finished, out / f"{name}.parquet")
 
 
 def read_rows(path: Place) -> list[dict[str, Any]]:

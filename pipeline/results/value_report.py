@@ -14,9 +14,8 @@ from pipeline.imagery.storage import Place
 from pipeline.models.ramp import ramp_legend
 from pipeline.models.value_scores import COUNT, HAVE_UNIT, LOWER_IS_BETTER, TRUTH_SQUARED, r2, rmse
 from pipeline.results.charts import scatter_chart
-from pipeline.results.evaluation_samples import BUNDLES_SHOWN
 from pipeline.results.evaluation_tables import Row, Score
-from pipeline.results.page import SIGNIFICANT, marked, note, p_value, page, sample_figure, section, table, tail, write_page
+from pipeline.results.page import SIGNIFICANT, marked, note, notes, p_value, page, samples, section, table, tail, write_page
 from pipeline.results.value_samples import lowest_and_highest
 from pipeline.results.value_tables import COMPARED, BundleErrors
 from pipeline.training.value_scoring import ValueEvaluation
@@ -57,15 +56,9 @@ def value_report_html(evaluation: ValueEvaluation, bundles: Sequence[BundleError
 
 
 def _notes(evaluation: ValueEvaluation, bundles: Sequence[BundleErrors]) -> Iterable[str]:
-    for scene, reason in evaluation.skipped.items():
-        yield note(f"Skipped: {scene}: {reason}")
-    missing = {scores.counts.name: scores.counts.unpredicted for scores in bundles if scores.counts.unpredicted}
-    if missing:
-        told = ", ".join(f"{name} to {count:,}" for name, count in missing.items())
-        yield note(f"Labelled pixels that a bundle gives no number, where a band is missing, are scored for no bundle: {told}.")
-    units = len(evaluation.drawing.drawable(evaluation.bundles[0].sums_U6))
-    if units < 10:
-        yield note(f"Only {units} unit{'s' * (units != 1)} to draw from: intervals are rough and too narrow, or missing.")
+    yield from notes(
+        evaluation.skipped, {each.counts.name: each.counts.unpredicted for each in bundles}, "number", evaluation.drawing.count
+    )
     for scores in bundles:
         if not scores.overall["rmse"].value < _of_mean(scores):
             yield note(f"{scores.counts.name} is no better than its training mean as the answer for every pixel.")
@@ -155,15 +148,7 @@ def _range(low: float, high: float) -> str:
 
 def _samples(evaluation: ValueEvaluation) -> str:
     lowest, highest = lowest_and_highest(evaluation)
-    legend = "".join(
-        f'<span style="margin-right:16px"><span class="dot" style="background:{colour}"></span>{escape(text)}</span>'
-        for colour, text in ramp_legend(evaluation.target)
-    )
-    more = f" The first {BUNDLES_SHOWN} bundles are shown." if len(evaluation.bundles) > BUNDLES_SHOWN else ""
-    parts = [f'<p>{legend}</p><p class="faint">Grey: no label, or no data.{more}</p>']
-    for title, listed in (("Worst", highest), ("Best", lowest)):
-        parts += [f"<h3>{title}</h3>", *map(sample_figure, listed)] if listed else []
-    return "".join(parts)
+    return samples(ramp_legend(evaluation.target), highest, lowest, len(evaluation.bundles))
 
 
 def _scenes(evaluation: ValueEvaluation, bundles: Sequence[BundleErrors]) -> str:

@@ -9,12 +9,11 @@ from itertools import permutations
 
 import numpy as np
 
-from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.models.bootstrap import interval, paired_difference, resampled_totals
 from pipeline.models.value_scores import COUNT, MEASURES
 from pipeline.results.evaluation_tables import Row, Score, numbers
-from pipeline.results.tables import COMPARISON, ERRORS, SCORES, write_table
+from pipeline.results.tables import COMPARISON, ERRORS, SCORES, publish_tables
 from pipeline.training.value_scoring import ValueCounts, ValueEvaluation
 
 COMPARED = ("rmse", "mae", "r2")
@@ -59,15 +58,10 @@ def score_errors(evaluation: ValueEvaluation, counts: ValueCounts) -> BundleErro
 def write_value_tables(evaluation: ValueEvaluation, bundles: list[BundleErrors], out: Place) -> list[Row]:
     """Write the tables of an evaluation into the folder `out`, in place of what is there; returns the rows of COMPARISON."""
     compared = list(comparison_rows(evaluation))
-    for name, rows, schema in (
-        ("scores", score_rows(evaluation, bundles), SCORES),
-        ("errors", range_rows(evaluation, bundles), ERRORS),
-        ("comparison", compared, COMPARISON),
-    ):
-        finished = storage.temporary(out, f"{name}.parquet")
-        with storage.discarded(finished):
-            write_table(list(rows), schema, finished)
-            storage.publish(finished, out / f"{name}.parquet")
+    publish_tables(out, {
+        "scores": (score_rows(evaluation, bundles), SCORES), "errors": (range_rows(evaluation, bundles), ERRORS),
+        "comparison": (compared, COMPARISON),
+    })  # fmt: skip
     return compared
 
 

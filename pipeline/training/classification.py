@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.imagery.bands import Band
-from pipeline.models.bundle import ClassEntry
+from pipeline.models.bundle import ClassEntry, differing_pixels
 from pipeline.models.metrics import Scores
 from pipeline.models.receptive import Reach
 from pipeline.training.baselines import fit_logistic_regression, majority_scores, sample_pixels, score_table
@@ -57,7 +57,7 @@ class Classification:
         return to_classes(logits_KHW)
 
     def differ(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return one != other
+        return differing_pixels(one, other, None)
 
     def score(self, network: nn.Module, scenes: Sequence[LabelledScene], bands: Sequence[Band], reach: Reach) -> Scores:
         return score(network, scenes, bands, reach)

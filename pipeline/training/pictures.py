@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Target
-from pipeline.models.ramp import ramp_colours, ramp_legend
+from pipeline.models.ramp import BLANK, ramp_colours, ramp_legend
 from pipeline.training.classes import IGNORE, ClassTable
 
 LONGEST = 300  # px: of one picture on a sheet
 MARGIN, GAP, LINE, LEGEND, WIDEST = 16, 4, 24, 180, 1400  # px
-PAPER, INK, FAINT, BLANK = (255, 255, 255), (32, 32, 32), (110, 110, 110), (214, 214, 214)
+PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 OVER = 0.55  # how much of a mask's colour covers the image
 STRETCH = 2.0  # standard deviations of a band that are shown, to either side of its mean
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.imagery.bands import Band
-from pipeline.models.bundle import FAR, Target
+from pipeline.models.bundle import Target, differing_pixels
 from pipeline.models.networks.logistic import logistic_regression
 from pipeline.models.receptive import Reach
 from pipeline.models.value_scores import HAVE_UNIT, MEASURES, ValueScores
@@ -50,10 +50,10 @@ class Regression:
         return SquaredError(self.target.mean, self.target.std)
 
     def answer(self, logits_KHW: torch.Tensor) -> np.ndarray:
-        return (self.target.mean + self.target.std * logits_KHW[0].float()).cpu().numpy()
+        return self.target.values(logits_KHW[0]).cpu().numpy()
 
     def differ(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return np.abs(one - other) > FAR * self.target.std
+        return differing_pixels(one, other, self.target)
 
     def score(self, network: nn.Module, scenes: Sequence[LabelledScene], bands: Sequence[Band], reach: Reach) -> ValueScores:
         return score_values(network, scenes, bands, reach, self.answer, self.target.mean)

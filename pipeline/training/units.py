@@ -27,10 +27,14 @@ class Units:
         return self.scenes >= ENOUGH_SCENES
 
     @property
+    def count(self) -> int:
+        """How many there are to draw from."""
+        return sum(1 for _ in self.scene_members()) if self.draws_scenes else len(self.scored)
+
+    @property
     def drawn(self) -> str:
         """What is drawn anew for intervals, in words."""
-        scenes = sum(1 for _ in self.scene_members())
-        return f"{scenes} scenes" if self.draws_scenes else f"{len(self.scored)} blocks of {self.block} px"
+        return f"{self.count} scenes" if self.draws_scenes else f"{self.count} blocks of {self.block} px"
 
     @property
     def scored(self) -> np.ndarray:

@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.models.bundle import load_bundle
-from pipeline.training import fit as fitting
 from pipeline.training.fit import fit
 from tests.processes import alive, descendants, end_group, job_command, ray_head, ray_node, run, start, titled, wait_for
-from tests.training.labelled import RECIPE, TEST, UNET, VALIDATION, training, write_pair
+from tests.training.labelled import RECIPE, TEST, UNET, VALIDATION, small_halo, training, write_pair
 
 LONG = replace(RECIPE, epochs=12, batch=4)
 
@@ -46,9 +45,7 @@ def undisturbed(folder: Path, epochs: int) -> dict[str, torch.Tensor]:
     """The weights that the same training gives in one process, without Ray."""
     alone = folder / "alone"
     write_pair(alone)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "MEGAPIXEL", 4_000)
-        patch.setattr(fitting, "MEGAPIXEL_SIDE", 64)
+    with small_halo():
         fit(training(alone, replace(LONG, epochs=epochs)), torch.device("cpu"))
     return load_file(alone / "bundle" / "weights.safetensors")
 

@@ -54,15 +54,7 @@ def make_seeds(folder: Path) -> None:
     masked = write_scene(rasters / "masked.tif", values_CHW, **tiled)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(masked, "r+") as dataset:
         dataset.write_mask(values_CHW[0] > 90)
-    for kind, suffix in (
-        ("PNG", "png"),
-        ("JPEG", "jpg"),
-        ("JP2OpenJPEG", "jp2"),
-        ("HFA", "img"),
-        ("BMP", "bmp"),
-        ("NITF", "ntf"),
-        ("WEBP", "webp"),
-    ):
+    for kind, suffix in KINDS.items():
         copy(plain, rasters / f"a.{suffix}", driver=kind)
         (rasters / f"a.{suffix}.aux.xml").unlink(missing_ok=True)
     write_scene(folder / "labels.tif", (values_CHW[:1] // 90).astype(np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,24 +22,16 @@ from pipeline.inference.segment import Segmenter, prefetched, segment_scene
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE
 from pipeline.models.engine import describe_device
+from tests.inference.reference import whole_logits
 from tests.results.scenes import plan_of
 from tests.toys import smooth_noise, write_scene
 
 AMBIGUOUS = 1e-3  # logits: where the reference's two highest are nearer than this, either class is right
 
 
-@torch.inference_mode()
 def whole_mask(bundle: Bundle, values_CHW: np.ndarray, valid_CHW: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The reference: one forward pass over the scene, padded right and below to the stride, and where it is ambiguous."""
-    count, height, width = values_CHW.shape
-    stride = bundle.reach.stride
-    padded = torch.zeros(1, count, -(-height // stride) * stride, -(-width // stride) * stride)
-    mean, std = (np.array([getattr(band, name) for band in bundle.bands]).reshape(-1, 1, 1) for name in ("mean", "std"))
-    normal_CHW = (values_CHW.astype(np.float64) - mean) / std
-    if valid_CHW is not None:
-        normal_CHW = np.where(valid_CHW, normal_CHW, 0)
-    padded[0, :, :height, :width] = torch.from_numpy(normal_CHW)
-    logits_KHW = bundle.network()(padded)[0, :, :height, :width]
+    """The reference, and where it is ambiguous."""
+    logits_KHW = whole_logits(bundle, values_CHW, valid_CHW)
     highest = logits_KHW.topk(2, dim=0).values
     mask_HW = logits_KHW.argmax(0).numpy().astype(np.uint8)
     if valid_CHW is not None:
@@ -255,6 +248,18 @@ def test_one_shard_has_the_device_while_the_next_is_read(exact_unet: Bundle, tmp
     assert all(result.seconds > 0 for result in results)
 
 
+def touching(path: Path, honest: Callable[..., object]) -> Callable[..., object]:
+    """The same, after which the file at `path` has changed."""
+
+    def changed(*arguments: object) -> object:
+        try:
+            return honest(*arguments)
+        finally:
+            os.utime(path)
+
+    return changed
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_shard_of_an_input_that_changed_is_not_published(exact_unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str):
     """Even if the file goes back to what it was afterwards: what was read meanwhile may be a mixture."""
@@ -262,19 +267,11 @@ def test_a_shard_of_an_input_that_changed_is_not_published(exact_unet: Bundle, t
     source = find_sources([str(path)])[0]
     plan = plan_of(source, exact_unet)
     ledger, segmenter = SceneLedger.open(tmp_path, "scene", plan.scene.input_id), Segmenter(exact_unet.path, "cpu")
-    honest = segmenter.write_part
-
-    def changed(*arguments: object) -> object:
-        try:
-            return honest(*arguments)
-        finally:
-            os.utime(path)
-
     if when == "before":
         os.utime(path)
         monkeypatch.setattr(segmenter, "write_part", lambda *_: pytest.fail("it was read"))
     else:
-        monkeypatch.setattr(segmenter, "write_part", changed)
+        monkeypatch.setattr(segmenter, "write_part", touching(path, segmenter.write_part))
     with pytest.raises(Unreadable, match="changed while it was read"):
         segmenter.segment(plan, plan.shards()[0], ledger, False)
     assert ledger.missing(plan) == plan.shards() and not list(ledger.folder.glob("*")) and not list(ledger.folder.glob(".*"))
@@ -282,15 +279,7 @@ def test_a_shard_of_an_input_that_changed_is_not_published(exact_unet: Bundle, t
 
 def test_a_scene_that_changes_in_a_run_without_ray_is_not_written(exact_unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_scene(tmp_path / "scene.tif", smooth_noise(33, (3, 300, 200)))
-    honest = Segmenter.write_part
-
-    def changed(*arguments: object) -> object:
-        try:
-            return honest(*arguments)
-        finally:
-            os.utime(path)
-
-    monkeypatch.setattr(Segmenter, "write_part", changed)
+    monkeypatch.setattr(Segmenter, "write_part", touching(path, Segmenter.write_part))
     with pytest.raises(Unreadable, match="changed while it was read"):
         segment_scene(path, exact_unet.path, tmp_path / "out" / "mask.tif", settings=Settings(precision="fp32"))
     assert [file.name for file in (tmp_path / "out").iterdir()] == []

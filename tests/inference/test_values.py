@@ -18,23 +18,15 @@ from pipeline.inference.plan import Settings
 from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle, Target, save_bundle
 from pipeline.models.networks import build_network
+from tests.inference.reference import whole_logits
 from tests.toys import HEIGHT, smooth_noise, write_scene
 
 FP32 = Settings(precision="fp32")
 
 
-@torch.inference_mode()
 def whole_values(bundle: Bundle, values_CHW: np.ndarray, valid_CHW: np.ndarray | None = None) -> np.ndarray:
-    """The reference: one forward pass over the scene, padded right and below to the stride."""
-    count, height, width = values_CHW.shape
-    stride = bundle.reach.stride
-    padded = torch.zeros(1, count, -(-height // stride) * stride, -(-width // stride) * stride)
-    mean, std = (np.array([getattr(band, name) for band in bundle.bands]).reshape(-1, 1, 1) for name in ("mean", "std"))
-    normal_CHW = (values_CHW.astype(np.float64) - mean) / std
-    if valid_CHW is not None:
-        normal_CHW = np.where(valid_CHW, normal_CHW, 0)
-    padded[0, :, :height, :width] = torch.from_numpy(normal_CHW)
-    output_HW = bundle.network()(padded)[0, 0, :height, :width].numpy()
+    """The reference."""
+    output_HW = whole_logits(bundle, values_CHW, valid_CHW)[0].numpy()
     value_HW = np.float32(bundle.target.mean) + np.float32(bundle.target.std) * output_HW
     if valid_CHW is not None:
         value_HW[~valid_CHW.all(axis=0)] = np.nan

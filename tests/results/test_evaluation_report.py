@@ -181,8 +181,8 @@ def test_the_samples_are_the_best_and_the_worst(unet: Bundle, tmp_path: Path) ->
     evaluation = made_up(tmp_path, unet, 2, 3)
     best, worst = evaluation_report.best_and_worst(evaluation, 3)
     shares = np.mean([Scores(counts.confusion_UKK).confusion.trace(axis1=1, axis2=2) / 1024 for counts in evaluation.bundles], axis=0)
-    assert [sample.accuracy for sample in worst] == pytest.approx(sorted(shares)[:3])
-    assert [sample.accuracy for sample in best] == pytest.approx(sorted(shares)[:-4:-1])
+    assert [sample.score for sample in worst] == pytest.approx(sorted(shares)[:3])
+    assert [sample.score for sample in best] == pytest.approx(sorted(shares)[:-4:-1])
     assert [title for title, _ in best[0].pictures][:2] == ["image", "truth"] and len(best[0].pictures) == 4
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipeline.geometry.windows import Span
 from pipeline.models.bundle import ClassEntry
 from pipeline.models.networks import build_network
 from pipeline.models.receptive import find_reach
+from pipeline.training import fit as fitting
 from pipeline.training.classes import ClassTable, LabelClass
 from pipeline.training.datasets import LabelledScene, open_labelled
 from pipeline.training.fit import Training
@@ -39,9 +43,15 @@ def open_pair(folder: Path) -> list[LabelledScene]:
 
 def training(folder: Path, recipe: Recipe = RECIPE, arguments: dict[str, Any] = UNET, **more: Any) -> Training:
     """What trains a small U-Net on the pair in `folder`, into `folder/bundle`."""
-    scenes = open_pair(folder)
-    reach = find_reach(build_network("unet", 2, 2, **arguments), 2)
-    parts = split(scenes, HeldOut(columns=VALIDATION), HeldOut(columns=TEST), gap=reach.exact_halo or 0, seed=recipe.seed)
+    return training_on(open_pair(folder), folder, (VALIDATION, TEST), recipe, arguments, **more)
+
+
+def training_on(
+    scenes: list[LabelledScene], folder: Path, held_out: tuple[Span, Span], recipe: Recipe, arguments: dict[str, Any], **more: Any
+) -> Training:
+    """What trains a U-Net on scenes of two bands; columns are held out for validation and test."""
+    reach = find_reach(build_network("unet", 2, scenes[0].table.outputs, **arguments), 2)
+    parts = split(scenes, *(HeldOut(columns=columns) for columns in held_out), gap=reach.exact_halo or 0, seed=recipe.seed)
     return Training(
         **{
             "architecture": "unet", "arguments": arguments, "split": parts, "statistics": measure(parts.train, scenes[0].bands),
@@ -49,3 +59,12 @@ def training(folder: Path, recipe: Recipe = RECIPE, arguments: dict[str, Any] = 
             "licences": {"data": "CC0-1.0"}, **more,
         }
     )  # fmt: skip
+
+
+@contextmanager
+def small_halo() -> Iterator[None]:
+    """A megapixel through the network for every test would be a minute of nothing new."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "MEGAPIXEL", 4_000)
+        patch.setattr(fitting, "MEGAPIXEL_SIDE", 64)
+        yield

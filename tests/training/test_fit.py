@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,9 @@ from pipeline.training.loop import Recipe
 from tests.training.labelled import HEIGHT, RECIPE, TABLE, TEST, VALIDATION, training, write_pair
 
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("small_halo_sample")
 CLASSES = Classification(TABLE, np.array([1, 1]), RECIPE)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_halo_sample() -> Iterator[pytest.MonkeyPatch]:
-    """A megapixel through the network for every test would be a minute of nothing new."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "MEGAPIXEL", 4_000)
-        patch.setattr(fitting, "MEGAPIXEL_SIDE", 64)
-        yield patch
 
 
 @pytest.fixture(scope="module")

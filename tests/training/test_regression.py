@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from pipeline.errors import Refused
 from pipeline.models.bundle import load_bundle
 from pipeline.models.networks import build_network
 from pipeline.models.value_scores import ValueScores, error_sums
-from pipeline.training import fit as fitting
 from pipeline.training.fit import Quiet, auto_halo, fit
 from pipeline.training.loop import Recipe
 from pipeline.training.pictures import Example, RampPaint, draw_samples
@@ -30,13 +28,7 @@ from tests.training.valued import HEIGHT, LEARNS, RECIPE, TEST, UNKNOWN, VALIDAT
 
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def small_halo_sample() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "MEGAPIXEL", 4_000)
-        patch.setattr(fitting, "MEGAPIXEL_SIDE", 64)
-        yield patch
+pytestmark = pytest.mark.usefixtures("small_halo_sample")
 
 
 @pytest.fixture(scope="module")

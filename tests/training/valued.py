@@ -9,15 +9,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from pipeline.geometry.windows import Span
-from pipeline.models.networks import build_network
-from pipeline.models.receptive import find_reach
 from pipeline.training.datasets import LabelledScene, open_labelled
 from pipeline.training.fit import Training
 from pipeline.training.loop import Recipe
-from pipeline.training.splits import HeldOut, split
-from pipeline.training.statistics import measure
 from pipeline.training.targets import Numbers
 from tests.toys import write_scene
+from tests.training.labelled import training_on
 
 HEIGHT, WIDTH = 64, 192
 VALIDATION, TEST = Span(120, 140), Span(156, 192)
@@ -48,13 +45,4 @@ def open_heights(folder: Path) -> list[LabelledScene]:
 
 def value_training(folder: Path, recipe: Recipe = RECIPE, arguments: dict[str, Any] = UNET, **more: Any) -> Training:
     """What trains a small U-Net on the pair in `folder`, into `folder/bundle`."""
-    scenes = open_heights(folder)
-    reach = find_reach(build_network("unet", 2, 1, **arguments), 2)
-    parts = split(scenes, HeldOut(columns=VALIDATION), HeldOut(columns=TEST), gap=reach.exact_halo or 0, seed=recipe.seed)
-    return Training(
-        **{
-            "architecture": "unet", "arguments": arguments, "split": parts, "statistics": measure(parts.train, scenes[0].bands),
-            "recipe": recipe, "reach": reach, "output": folder / "bundle", "command": "python jobs/train_model.py ...",
-            "licences": {"data": "CC0-1.0"}, **more,
-        }
-    )  # fmt: skip
+    return training_on(open_heights(folder), folder, (VALIDATION, TEST), recipe, arguments, **more)
