@@ -121,6 +121,110 @@ COMPARISON = pa.schema([
 ])  # fmt: skip
 
 
+# What jobs/monitor_crops.py keeps in OUT/results, a file for each region (and date): rows of every parcel, in the order of the geometry
+# table. The date is in the folder's name, `date=YYYY-MM-DD`. `state` is known; or unknown, where too little of the parcel is valid;
+# or outside, where no scene of the date reaches it. All numbers of a parcel that is not known are null.
+# segment_region's table of a scene's parcels has the columns of PARCELS too.
+OF_PARCEL = [
+    pa.field("parcel_id", pa.string(), nullable=False),
+    pa.field("scene_id", pa.string()),  # the scene that tells most of it; null outside
+    pa.field("scene_datetime", pa.timestamp("us", tz="UTC")),
+    pa.field("state", pa.string(), nullable=False),
+    pa.field("valid_share", pa.float64(), nullable=False),  # of the parcel's ground area; 0 outside
+]
+MADE_FROM = [pa.field("model_id", pa.string(), nullable=False), pa.field("input_id", pa.string(), nullable=False)]
+# A row a parcel and class, each class of the model for a known parcel, and one row with null for any other.
+PARCELS = pa.schema([
+    *OF_PARCEL,
+    pa.field("class_id", pa.uint8()),
+    pa.field("class_name", pa.string()),
+    pa.field("pixel_count", pa.float64()),  # a pixel on the border counts for the share of it that is inside
+    pa.field("area_m2", pa.float64()),
+    pa.field("share", pa.float64()),  # of the valid area
+    pa.field("mean_confidence", pa.float64()),  # 0..100; null unless saved
+    pa.field("is_dominant", pa.bool_()),  # it has the largest area; the lower id of two
+    pa.field("parcel_area_m2", pa.float64(), nullable=False),
+    *MADE_FROM,
+])  # fmt: skip
+# A row a parcel and index (a formula over bands): over its valid pixels, weighted by the share of each that is inside.
+INDICES = pa.schema([
+    *OF_PARCEL,
+    pa.field("index_name", pa.string(), nullable=False),
+    *(pa.field(name, pa.float64()) for name in ("mean", "std", "minimum", "p10", "p25", "median", "p75", "p90", "maximum")),
+    *MADE_FROM,
+])  # fmt: skip
+# A row a district and class, each place on the ground counted once; `district_id` is null in the rows of the whole region, and "" in
+# those of what lies in no district. The adjusted areas are those of Olofsson et al. 2014, where the model holds a confusion matrix.
+REGION_AREAS = pa.schema([
+    pa.field("district_id", pa.string()),
+    pa.field("class_id", pa.uint8(), nullable=False),
+    pa.field("class_name", pa.string(), nullable=False),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+    pa.field("area_m2", pa.float64(), nullable=False),
+    pa.field("share", pa.float64()),  # of the valid area
+    pa.field("valid_area_m2", pa.float64(), nullable=False),
+    pa.field("seen_area_m2", pa.float64(), nullable=False),  # valid or not: what scenes of the date reach
+    pa.field("adjusted_area_m2", pa.float64()),
+    pa.field("standard_error_m2", pa.float64()),
+    pa.field("low_m2", pa.float64()),
+    pa.field("high_m2", pa.float64()),
+    *MADE_FROM,
+])  # fmt: skip
+# A row a parcel and day of the curve: `value` is smoothed and filled; null where no observation is near enough.
+SERIES = pa.schema([
+    pa.field("parcel_id", pa.string(), nullable=False),
+    pa.field("index_name", pa.string(), nullable=False),
+    pa.field("date", pa.date32(), nullable=False),
+    pa.field("value", pa.float64()),
+    *MADE_FROM,
+])  # fmt: skip
+# A row a parcel and season: when it grew, from the curve of an index, and what, from the evidence of all dates.
+SEASONS = pa.schema([
+    pa.field("parcel_id", pa.string(), nullable=False),
+    pa.field("season", pa.string(), nullable=False),  # its name: 2017
+    pa.field("index_name", pa.string(), nullable=False),
+    pa.field("state", pa.string(), nullable=False),  # known; or unknown, with too few observations or no curve that rises and falls
+    pa.field("start_date", pa.date32()),
+    pa.field("peak_date", pa.date32()),
+    pa.field("end_date", pa.date32()),
+    pa.field("base_value", pa.float64()),
+    pa.field("peak_value", pa.float64()),
+    pa.field("amplitude", pa.float64()),
+    pa.field("observation_count", pa.int32(), nullable=False),
+    pa.field("longest_gap_days", pa.int32()),
+    pa.field("class_id", pa.uint8()),  # with the most evidence
+    pa.field("class_name", pa.string()),
+    pa.field("class_share", pa.float64()),  # of the evidence
+    pa.field("class_dates", pa.int32(), nullable=False),  # dates that gave evidence
+    *MADE_FROM,
+])  # fmt: skip
+# A row a change of a parcel. `kind` is class (another dominant class, kept over several dates) or index (fallen against the parcel's own
+# history and its neighbours).
+CHANGES = pa.schema([
+    pa.field("parcel_id", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("before_date", pa.date32(), nullable=False),  # last seen as it was
+    pa.field("since_date", pa.date32(), nullable=False),  # first seen changed
+    pa.field("confirmed_date", pa.date32(), nullable=False),  # when that was sure
+    pa.field("from_class_id", pa.uint8()),  # of kind class, as the next five
+    pa.field("from_class_name", pa.string()),
+    pa.field("to_class_id", pa.uint8()),
+    pa.field("to_class_name", pa.string()),
+    pa.field("index_name", pa.string()),  # of kind index, as the rest
+    pa.field("value_before", pa.float64()),
+    pa.field("value_after", pa.float64()),
+    pa.field("expected_after", pa.float64()),  # from its own history and the change of its neighbours
+    pa.field("z", pa.float64()),  # robust standard deviations that it lies below
+    pa.field("p", pa.float64()),
+    pa.field("q", pa.float64()),  # p, adjusted over the parcels of its date (Benjamini and Hochberg 1995)
+    pa.field("neighbour_count", pa.int32()),
+    *MADE_FROM,
+])  # fmt: skip
+# GeoParquet 1.1 with a bbox column: every parcel of the region, in EPSG:4326, sorted by `parcel_id`; all other tables have that order.
+PARCEL_GEOMETRY_COLUMNS = ("parcel_id", "district_id", "area_m2", "geometry", "bbox")
+MONITORING_SCHEMA_VERSION = "1"  # in the metadata of each of these files
+
+
 def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[dict[str, Any]]:
     """A row a class, with the columns of AREAS."""
     valid = sum(total.pixels)
