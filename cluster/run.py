@@ -55,7 +55,7 @@ def run_scenes(
     """
     with ray_session() as nodes:
         device = find_device(nodes)
-        check_paths(nodes, [bundle.path, *sorted({band.path for opened in todo for band in opened.scene.bands})], str(request.out))
+        check_paths(nodes, [bundle.path, *sorted({path for opened in todo for path in opened.scene.read_from})], str(request.out))
         workers = expected_workers(request, device, nodes)
         resources = Resources(
             device.description, worker_budget(request, device, nodes), workers, sum(opened.region.window.pixels for opened in todo)
