@@ -61,6 +61,9 @@ class Source:
     said: str = ""  # a hash of the STAC item that lists it
     trusted: bool = False  # its files may follow what they name: `--allow-vrt`
     clouds: CloudMask | None = None
+    product: str | None = None  # the same for the same sight of the same tile, however often it was processed
+    processed: str = ""  # later for a later processing
+    off_nadir: float | None = None  # degrees
 
 
 def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
@@ -160,7 +163,11 @@ def source_of_item(item: dict[str, Any], path: Place, uri: str) -> Source:
         raise Refused(f"{path}: item {item['id']} lists no raster assets with the role data")
     properties = item.get("properties") or {}
     when = properties.get("datetime") or properties.get("start_datetime")
-    return Source(uri, item["id"], when if isinstance(when, str) else None, assets, said)
+    return Source(
+        uri, item["id"], when if isinstance(when, str) else None, assets, said,
+        product=sentinel2.product_of(item), processed=sentinel2.processed(item),
+        off_nadir=_number(properties.get("view:off_nadir")),
+    )  # fmt: skip
 
 
 def _holds_bands(asset: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band, Found, find_bands
 from pipeline.imagery.beside import mask_beside, masks_all_bands, settings_beside, transform_of, world_file
-from pipeline.imagery.catalogue import CloudMask, Source
+from pipeline.imagery.catalogue import Asset, CloudMask, Source
 from pipeline.imagery.damage import has_holes
 from pipeline.imagery.formats import GDAL_ERRORS, block_shapes, careful, open_raster
 from pipeline.imagery.storage import Place
@@ -119,7 +119,7 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
     with _in_one_line(source.uri), careful(*(asset.path for asset in source.assets), trusted=source.trusted), ExitStack() as stack:
-        files = [(asset, stack.enter_context(open_raster(asset.path, source.trusted))) for asset in source.assets]
+        files = [(asset, stack.enter_context(open_raster(asset.path, source.trusted))) for asset in _needed(source, wanted)]
         for _, dataset in files:
             _check_file(dataset)
         chosen = find_bands(source, files, wanted)
@@ -152,6 +152,15 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             notes=tuple(notes),
             trusted=source.trusted,
         )
+
+
+def _needed(source: Source, wanted: Sequence[Band]) -> tuple[Asset, ...]:
+    """The files that hold what is wanted, where the catalogue names the bands; else all of them."""
+    asked = [{name.lower() for name in (band.name, band.common_name) if name} for band in wanted]
+    held = {asset: {name.lower() for entry in asset.bands for name in entry.names} for asset in source.assets}
+    if not all(any(names & has for has in held.values()) for names in asked):
+        return source.assets
+    return tuple(asset for asset, has in held.items() if any(names & has for names in asked))
 
 
 def check_unchanged(scene: Scene) -> None:

@@ -20,6 +20,7 @@ COMMON_NAMES = {
 KEYS = {name: band for band, name in COMMON_NAMES.items()} | {"rededge1": "B05", "rededge2": "B06", "rededge3": "B07"}
 SCENE_CLASSIFICATION = re.compile(r"SCL(_\d0m)?", re.IGNORECASE)
 NOT_CLEAR = (0, 1, 3, 8, 9, 10, 11)  # of it: no data, saturated, cloud shadow, medium and high clouds, cirrus, snow
+TILE = re.compile(r"_T?(\d\d[A-Z]{3})_")
 SCALE, OFFSET = 1e-4, -0.1
 PICTURE = re.compile(r"visual|TCI|preview|thumbnail|overview", re.IGNORECASE)  # three bands once more, made for the eye
 PRODUCT = re.compile(r"_N(\d{2})(\d{2})_")  # the baseline in a product's name
@@ -79,6 +80,25 @@ def offset_of(item: dict[str, Any]) -> float:
     if baseline is not None:
         return OFFSET if baseline >= (4, 0) else 0.0
     return OFFSET if str(properties.get("datetime", "")) >= "2022-01-25" else 0.0
+
+
+def product_of(item: dict[str, Any]) -> str | None:
+    """Tile and second of the sight, which products that were processed again share; None for other items."""
+    properties = item.get("properties") or {}
+    tile = next((text for name in ("grid:code", "s2:mgrs_tile", "sentinel:mgrs_tile") if (text := properties.get(name))), None)
+    named = TILE.search(f"_{item.get('id', '')}_")
+    if not is_sentinel2(item) or not (tile or named):
+        return None
+    code = str(tile).removeprefix("MGRS-") if tile else named[1]  # type: ignore[index]
+    return f"{code} {str(properties.get('datetime'))[:19]}"
+
+
+def processed(item: dict[str, Any]) -> str:
+    """What sorts the processings of a product: baseline, then when the item says it was made."""
+    properties = item.get("properties") or {}
+    baseline = next((text for name in BASELINES if (text := _baseline(str(properties.get(name, ""))))), (0, 0))
+    made = properties.get("s2:generation_time") or properties.get("updated") or properties.get("created") or ""
+    return f"{baseline[0]:02d}.{baseline[1]:02d} {made}"
 
 
 def _baseline(text: str) -> tuple[int, int] | None:
