@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from itertools import groupby
 from typing import Any
@@ -56,9 +56,10 @@ class Asked:
 class Found:
     """The scenes of an archive, in order of time, and why what is not among them is not, by the name of each."""
 
-    sources: list[Source]
-    refused: dict[str, str]
-    superseded: dict[str, str]  # scenes that were processed again, and the name of the one that counts
+    sources: list[Source] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    listed: int = 0  # wanted or not
+    superseded: dict[str, str] = field(default_factory=dict)  # scenes that were processed again, and the name of the one that counts
 
 
 def find_dated(place: str, asked: Asked, band_names: Sequence[str]) -> Found:
@@ -66,8 +67,9 @@ def find_dated(place: str, asked: Asked, band_names: Sequence[str]) -> Found:
 
     Raises Refused where there is no archive, and OSError where a server or bucket does not answer.
     """
-    found = Found([], {}, {})
+    found = Found()
     for listed in _listed(place, asked, [name.lower() for name in band_names]):
+        found.listed += 1
         _add(found, *listed, asked)
     found.sources = _once(found)
     return found
