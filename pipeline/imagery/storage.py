@@ -417,6 +417,11 @@ def gdal_options(*places: Place) -> dict[str, str]:
     return s3.gdal_options() if any(isinstance(place, Remote) for place in places) else {}
 
 
+def filesystem(place: Place) -> Any | None:
+    """The fsspec filesystem through which a library reads what lies below `place` by its s3:// URI; None for local paths."""
+    return s3.filesystem() if isinstance(place, Remote) else None
+
+
 def told(error: BaseException) -> str:
     """What an error says, in one line and without the endpoint of a store."""
     return s3.told(" ".join(str(error).split()))
