@@ -14,6 +14,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import time
@@ -38,6 +39,9 @@ SWEEPS = 4  # by other runs, while a small file is written
 WAITS_S = (0.2, 1.0, 3.0)  # before a store is asked again, above the retries of its clients
 FETCHED_AT_ONCE = 8
 VSIS3 = "/vsis3/"
+AMAZON = re.compile(
+    r"https://([a-z0-9.-]+?)\.s3[.-](?:[a-z0-9-]+\.)?amazonaws\.com/([^?]+)"
+)  # as public catalogues write a bucket's objects
 
 
 def place_of(text: str | os.PathLike[str] | Place) -> Place:
@@ -50,6 +54,8 @@ def place_of(text: str | os.PathLike[str] | Place) -> Place:
         if not remote.bucket:
             raise Refused(f"{name}: names no bucket: write s3://BUCKET/KEY")
         return remote
+    if of_amazon := AMAZON.fullmatch(name):
+        return Remote.parse(f"s3://{of_amazon[1]}/{of_amazon[2]}")
     name = name.removeprefix("file://")
     if "://" in name:
         raise Refused(f"{name}: {name.split('://')[0]}:// is not supported: copy it to a local path or to s3://")
