@@ -14,9 +14,10 @@ from pipeline.imagery.storage import Place
 from pipeline.models.calibration import binned
 from pipeline.models.metrics import accuracy, mean_iou_of
 from pipeline.results.charts import SERIES, Bar, Curve, bar_chart, calibration_chart, heat_map
+from pipeline.results.evaluation_page import notes, samples
 from pipeline.results.evaluation_samples import best_and_worst
 from pipeline.results.evaluation_tables import COMPARED, BundleScores, Row, Score
-from pipeline.results.page import SIGNIFICANT, marked, notes, p_value, page, samples, section, signed, table, tail, write_page
+from pipeline.results.page import SIGNIFICANT, marked, p_value, page, section, signed, table, tail, write_page
 from pipeline.training.scoring import Evaluation
 
 TITLES = {
