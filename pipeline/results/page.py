@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -31,7 +32,8 @@ td small{display:block}.best{font-weight:700;color:var(--accent)}.sure{backgroun
 .note{border-left:3px solid #e0a030;background:#fff8ea;padding:8px 14px;border-radius:0 6px 6px 0;margin:8px 0}
 .sample{display:inline-block;vertical-align:top;border:1px solid var(--rule);border-radius:8px;padding:10px 12px;margin:0 14px 14px 0}
 .wrapped th,.wrapped td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:64px;max-width:190px}
-.wrapped th{vertical-align:bottom}.wrapped td,.wrapped th{padding:6px 8px}.wrapped td:first-child{min-width:110px;padding-left:0}
+.wrapped th{vertical-align:bottom}.wrapped td,.wrapped th{padding:6px 8px}
+.wrapped th:first-child,.wrapped td:first-child{min-width:110px;padding-left:0}
 .shade{display:block;padding:1px 6px;border-radius:4px}
 .sample{max-width:100%;overflow-x:auto}.pictures{margin-top:6px;white-space:nowrap}
 figure{display:inline-block;vertical-align:top;margin:0 8px 0 0}
@@ -51,11 +53,11 @@ def write_page(html: str, path: Place) -> None:
         storage.publish(made, path)
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A page; title and body are HTML already."""
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """A page; title and body are HTML already; `style` is CSS of its own."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head>"
+        f"<title>{title}</title><style>{STYLE}{style}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 
@@ -95,6 +97,18 @@ def picture_uri(picture_HWC: np.ndarray, form: str = "PNG") -> str:
     options = {"optimize": True} if form == "PNG" else {"quality": 82}
     Image.fromarray(picture_HWC).save(file, format=form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def amount(value: float) -> str:
+    """A number in as many digits as a person reads."""
+    if math.isnan(value):
+        return "none"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def area_unit(area_m2: float) -> tuple[float, str]:
+    """Hectares up to a million, then square kilometres; square metres below one."""
+    return (1e6, "km²") if area_m2 >= 1e10 else (1e4, "ha") if area_m2 >= 1e4 else (1.0, "m²")
 
 
 def tail(place: str) -> str:

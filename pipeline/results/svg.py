@@ -14,9 +14,11 @@ def swatch(x: float, y: float, colour: str, name: str) -> str:
     return f'<rect x="{x:.1f}" y="{y - 9:.1f}" width="10" height="10" rx="2" fill="{colour}"/>' + text(x + 15, y, name)
 
 
-def svg(width: float, height: float, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, parts: Sequence[str], title: str = "") -> str:
+    """The drawing; `title` is what it is called to those who do not see it."""
     box = f'viewBox="0 0 {width:g} {height:.0f}" width="{width:g}" height="{height:.0f}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">{"".join(parts)}</svg>'
+    named = f' aria-label="{escape(title)}"' if title else ""
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"{named}>{"".join(parts)}</svg>'
 
 
 def line(x: float, y: float, to_x: float, to_y: float, colour: str, width: float = 1.0, extra: str = "") -> str:
