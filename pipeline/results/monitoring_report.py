@@ -99,8 +99,6 @@ def _page(monitoring: Monitoring, connection: duckdb.DuckDBPyConnection, origin:
         + "".join(f"<div><b>{escape(number)}</b><span>{escape(what)}</span></div>" for number, what in tiles)
         + "</div>",
         section("Parcels", _map(monitoring, connection, origin, region, parcels) if parcels else NO_PARCELS),
-        if parcels
-        else note("No parcels were given to this monitoring."),
         section("Class areas over time", areas_section(areas, seen, origin)),
     ]
     days = curve_days(connection, index) if index else []
