@@ -12,7 +12,7 @@ import duckdb
 from pipeline.results.page import amount, area_unit, legend, table
 from pipeline.results.provenance import Provenance, named
 from pipeline.results.report_facts import ClassArea, Coverage, district_areas, districts_by_change
-from pipeline.results.time_charts import Series, time_chart
+from pipeline.results.time_charts import Series, both, time_chart
 
 DISTRICTS_SHOWN, CLASSES_ACROSS = 60, 8
 
@@ -27,14 +27,14 @@ def areas_section(areas: Sequence[ClassArea], seen: Coverage, origin: Provenance
         low, high = _limits(rows)
         line = Series(name, origin.colour(number), [area.day for area in rows], values, low, high)
         series += [line, line._replace(dots=True)]
-    chart = time_chart(series, percent=True, title="class areas over time")
+    chart = both(lambda width: time_chart(series, width=width, percent=True, title="class areas over time"))
     what = "error-adjusted (Olofsson et al. 2014), with 95 % intervals" if adjusted else "as mapped; the model holds no confusion matrix"
     left_out = len(seen.days) - len(told)
     more = f" {left_out} dates that show less than half of the region are left out." if left_out else ""
     entries = [(line.colour, line.name) for line in series[::2]]
     return (
-        f'<p class="faint">Share of the area that was seen without cloud, {what}.{more}</p>{legend(entries)}<div class="side">'
-        f'<div class="wide">{chart}</div><div><h3>On {seen.latest}</h3>{_area_table(areas, seen, origin, adjusted)}</div></div>'
+        f'<p class="faint">Share of the area that was seen without cloud, {what}.{more}</p>{legend(entries)}{chart}'
+        f"<h3>On {seen.latest}</h3>{_area_table(areas, seen, origin, adjusted)}"
     )
 
 
@@ -50,11 +50,11 @@ def _limits(rows: Sequence[ClassArea]) -> tuple[list[float], list[float]]:
 def _area_table(areas: Sequence[ClassArea], seen: Coverage, origin: Provenance, adjusted: bool) -> str:
     rows = [area for area in areas if area.day == seen.latest]
     factor, unit = area_unit(rows[0].seen_area_m2)
-    heads = ["", f"mapped, {unit}", "share", *([f"adjusted, {unit}", "95 % interval"] if adjusted else [])]
+    heads = ["", f"mapped, {unit}", "share", *([f"adjusted, {unit}"] if adjusted else [])]
     cells = [
         [
             named(origin, area.class_id, area.class_name), amount(area.area_m2 / factor), _share(area.share),
-            *([f"<b>{_told(area.adjusted_area_m2, factor)}</b>", _ends(area, factor)] if adjusted else []),
+            *([_interval(area, factor)] if adjusted else []),
         ]
         for area in rows
     ]  # fmt: skip
@@ -97,16 +97,9 @@ def _interval(area: ClassArea | None, factor: float) -> str:
         return ""
     if area.adjusted_area_m2 is None:
         return amount(area.area_m2 / factor)
-    return f"{_told(area.adjusted_area_m2, factor)}<small>{_ends(area, factor)}</small>"
+    ends = "" if area.low_m2 is None or area.high_m2 is None else f"{amount(area.low_m2 / factor)} to {amount(area.high_m2 / factor)}"
+    return f"{amount(area.adjusted_area_m2 / factor)}<small>{ends}</small>"
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _told(area_m2: float | None, factor: float) -> str:
-    return "none" if area_m2 is None else amount(area_m2 / factor)
-
-
-def _ends(area: ClassArea, factor: float) -> str:
-    return "none" if area.low_m2 is None or area.high_m2 is None else f"{amount(area.low_m2 / factor)} to {amount(area.high_m2 / factor)}"

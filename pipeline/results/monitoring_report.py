@@ -32,7 +32,7 @@ from pipeline.results.report_facts import (
     parcel_classes,
     parcel_totals,
 )  # fmt: skip
-from pipeline.results.time_charts import strip_chart, time_chart
+from pipeline.results.time_charts import both, strip_chart, time_chart
 
 RUNS_SHOWN, FAILED_SHOWN = 8, 40
 NO_PARCELS = '<p class="faint">No parcels were given to this monitoring.</p>'
@@ -44,8 +44,7 @@ STYLE = """
 .map img{display:block;max-width:100%;max-height:86vh;width:auto;height:auto}
 .ruler{display:flex;align-items:flex-end;justify-content:space-between;font-size:12px;color:var(--faint);margin-top:6px}
 .ruler i{display:block;border:1.5px solid var(--ink);border-top:0;height:6px}.ruler div{flex:none}
-.side{display:flex;flex-wrap:wrap;gap:4px 32px;align-items:flex-start}.side>*{min-width:0;max-width:100%}.side p{max-width:38ch}
-.wide{overflow-x:auto}.wide svg{min-width:520px}.side>.wide{flex:1 1 500px;max-width:680px}
+.hand{display:none}@media (max-width:600px){.desk{display:none}.hand{display:block}}
 .small{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:10px 18px}
 .small h3,.card h3{margin:8px 0 2px;overflow-wrap:anywhere}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:14px;margin-top:10px}
@@ -168,11 +167,11 @@ def _gaps(seen: Coverage, gaps: Gaps) -> str:
         ]
         for row in gaps.rows
     ]  # fmt: skip
+    strip = both(lambda width: strip_chart(seen.days, seen.shares, "#2563a8", width=width))
     return (
-        '<p class="faint">How much of the region each date tells: what its scenes reach and no cloud covers.</p><div class="side">'
-        f'<div class="wide">{strip_chart(seen.days, seen.shares, "#2563a8")}</div>'
+        f'<p class="faint">How much of the region each date tells: what its scenes reach and no cloud covers.</p>{strip}'
         f"<p>The longest gap of a parcel is {gaps.median_days} days in the median; {gaps.long:,} of {gaps.parcels:,} parcels have one of"
-        f" 30 days or more, {gaps.never:,} are never known.</p></div><h3>Longest gaps</h3>{table(heads, rows)}"
+        f" 30 days or more, {gaps.never:,} are never known.</p><h3>Longest gaps</h3>{table(heads, rows)}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from html import escape
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from pipeline.results.svg import FAINT, GRID, INK, line, svg, text
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 LABEL = 46.0  # px that a label of the time axis needs
 BOTTOM, TOP, LEFT, RIGHT = 22.0, 8.0, 44.0, 10.0
+WIDTHS = 1000.0, 350.0
 MARKED = 14.0  # px more above, where marks are told
 GAP_DAYS = 200  # a line is not drawn over more days without a value
 
@@ -72,6 +73,12 @@ def time_chart(
     parts = [*_grid(axes, step, percent), *(_band(axes, each) for each in series), *(_drawn(axes, each, percent) for each in series)]
     parts += [_mark(axes, mark) for mark in marks]
     return svg(width, height, parts, title)
+
+
+def both(draw: Callable[[float], str]) -> str:
+    """A chart in the width of a desk's screen and in that of a phone's, of which the page shows one: letters stay as large."""
+    desk, hand = WIDTHS
+    return f'<div class="desk">{draw(desk)}</div><div class="hand">{draw(hand)}</div>'
 
 
 def strip_chart(days: Sequence[date], shares: Sequence[float], colour: str, width: float = 680, height: float = 96) -> str:

@@ -240,7 +240,7 @@ def area_rows(made: Monitored, known: KnownAreas) -> dict[str, Any]:
     names = [None, *(f"D{number:02d}" for number in range(made.districts)), ""]
     rows = len(names) * k
     flat, adjusted = area.ravel(), area.ravel() * 0.97 + np.repeat(valid, k) * 0.01
-    error = np.sqrt(adjusted) * 12
+    error = 0.012 * np.repeat(valid, k)
     none = pa.nulls(rows, pa.float64())
     return {
         "district_id": pa.array([name for name in names for _ in range(k)], pa.string()),
