@@ -59,7 +59,7 @@ class Found:
     sources: list[Source] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     listed: int = 0  # wanted or not
-    superseded: dict[str, str] = field(default_factory=dict)  # scenes that were processed again, and the name of the one that counts
+    superseded: dict[str, str] = field(default_factory=dict)  # by URI: what was processed again, and the one that counts
 
 
 def find_dated(place: str, asked: Asked, band_names: Sequence[str]) -> Found:
@@ -263,7 +263,7 @@ def _once(found: Found) -> list[Source]:
         other = latest.get(key)
         if other is not None and other.uri != source.uri:
             old, source = sorted((other, source), key=lambda one: (one.processed, one.scene_id))
-            found.superseded[old.scene_id] = source.scene_id
+            found.superseded[old.uri] = source.uri
         latest[key] = source
     kept = {source.uri for source in latest.values()}
     return [source for source in {source.uri: source for source in ordered}.values() if source.uri in kept]

@@ -287,6 +287,12 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, i
     pq.write_table(table, path, compression="zstd")
 
 
+def write_monitoring(table: pa.Table, path: Path, input_id: str) -> None:
+    """Write one of the tables of a monitoring, with what it was made from in its metadata."""
+    metadata = {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id}
+    pq.write_table(table.replace_schema_metadata(metadata), path, **file_settings(table.schema))
+
+
 def publish_tables(out: Place, tables: Mapping[str, tuple[Iterable[dict[str, Any]], pa.Schema]]) -> None:
     """Write tables, rows and schema by name, into the folder `out`, in place of what is there."""
     for name, (rows, schema) in tables.items():
