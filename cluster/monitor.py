@@ -13,6 +13,7 @@ from typing import Any
 from cluster.environment import secure_embedded_ray
 from cluster.here import is_little, run_here
 from cluster.monitor_config import Watch
+from cluster.monitor_stacks import stacked
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, published_ledger
 from pipeline.errors import Refused, Unreadable
@@ -20,6 +21,7 @@ from pipeline.imagery import storage
 from pipeline.imagery.archive import find_dated
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import Source
+from pipeline.imagery.composites import recipe_of
 from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import check_scaling
 from pipeline.imagery.region import region_of
@@ -95,16 +97,22 @@ def request_for(watch: Watch, model: Model, access: Mapping[str, str]) -> Reques
     return Request(out=model.folder, settings=Settings(precision="fp32" if rules else watch.precision, layers=layers), access=access)
 
 
-def look(watch: Watch, model: Model, request: Request, newest: date | None = None) -> Seen:
-    """Find the scenes of a region's archive, from `lookback_days` before `newest` on, and open those that are wanted."""
-    asked = watch.asked
-    if watch.lookback_days and newest:
+def look(watch: Watch, model: Model, request: Request, newest: date | None = None, *, build: bool = True) -> Seen:
+    """Find the scenes of a region's archive, from `lookback_days` before `newest` on, and open those that are wanted.
+
+    For a multi-temporal model they are its stacks, which are made here from all that the archive has; without `build`, only said.
+    """
+    asked, recipe = watch.asked, recipe_of(model.bundle.bands)
+    if watch.lookback_days and newest and not recipe:
         start = newest - timedelta(days=watch.lookback_days)
         asked = replace(asked, since=max(start, asked.since or start))
-    names = [name for band in model.bundle.bands for name in (band.name, band.common_name) if name]
+    names = recipe.bands if recipe else [name for band in model.bundle.bands for name in (band.name, band.common_name) if name]
     found = find_dated(watch.scenes, asked, [*names, *watch.index_bands])
     seen = Seen(failed=dict(found.refused), superseded=found.superseded, listed=found.listed)
-    for source in found.sources:
+    sources = found.sources
+    if recipe:
+        sources = stacked(sources, recipe, model.folder / "stacks", seen.failed, build=build)
+    for source in sources:
         try:
             _open(source, watch, model, request, seen)
         except Refused as error:

@@ -52,10 +52,10 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
     return code
 
 
-def _looked(watch: Watch, model: Model, access: Mapping[str, str]) -> Seen:
+def _looked(watch: Watch, model: Model, access: Mapping[str, str], *, build: bool = True) -> Seen:
     """What is in the archive. Raises Refused where that is nothing at all, or nothing of it can be used and nothing was before."""
     newest = max(_days_there(model.results, watch.region), default=None)
-    seen = look(watch, model, request_for(watch, model, access), newest)
+    seen = look(watch, model, request_for(watch, model, access), newest, build=build)
     if not seen.listed:
         raise Refused(f"{watch.scenes}: lists no scenes: check the address, the collections and the box that are asked for")
     if not seen.opened and seen.failed and newest is None:
@@ -93,7 +93,7 @@ def print_plan(watch: Watch, access: Mapping[str, str]) -> int:
     model = model_of(watch, watch.output)
     check_pinned(watch.output, model.bundle)
     ground = read_ground(watch)
-    seen = _looked(watch, model, access)
+    seen = _looked(watch, model, access, build=False)
     for opened in seen.todo:
         print(f"would segment {opened.scene.scene_id} of {opened.scene.datetime}")
     for day, scenes in dated_scenes(seen).items():
