@@ -10,6 +10,7 @@ from time import perf_counter
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
+
 from pipeline.imagery.raster import Grid, Scene
 from pipeline.results.parcel_tables import MadeFrom, indices_table, parcels_table
 from pipeline.results.tables import INDICES, MONITORING_SCHEMA_VERSION, PARCELS, read_rows, table_input_id, write_monitoring
