@@ -179,7 +179,7 @@ def dated_scenes(seen: Seen) -> dict[date, list[DatedScene]]:
 def _dated(source: Source, ledger: SceneLedger) -> DatedScene:
     plan, manifest = ledger.plan(), ledger.manifest()
     assert plan is not None and manifest is not None
-    return DatedScene(plan.scene, ledger, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
+    return DatedScene(plan.scene, ledger, plan.layers, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
 
 
 def with_indices(dated: DatedScene, source: Source, model: Model, names: Sequence[str]) -> Scene:

@@ -18,8 +18,8 @@ from pipeline.imagery.region import Area
 from pipeline.imagery.storage import Place
 
 KEYS = {
-    "region", "scenes", "collections", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules", "indices", "clouds", "bands",
-    "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
+    "region", "scenes", "collections", "bands", "clouds", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules",
+    "indices", "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
 }  # fmt: skip
 NEEDED = ("region", "scenes", "output", "parcels")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
