@@ -13,6 +13,7 @@ import rasterio
 
 from tests.jobs.watched import RULES, SIDE, Archive
 from tests.processes import all_ended, end_group, job_command, run, start, wait_for
+from tests.results.scenes import class_bundle
 from tests.results.zones import EAST, WEST, corner
 from tests.servers import Fault, Store, all_objects, put_file
 
@@ -260,3 +261,26 @@ def test_an_archive_and_its_results_in_a_bucket(archive: Archive, store: Store, 
         one, two = (pq.ParquetFile(io.BytesIO(each)).read(use_threads=False) for each in (content, mine[name]))
         same = [column for column in one.column_names if column != "input_id"]
         assert one.select(same).equals(two.select(same)), name
+
+
+def test_a_model_of_several_dates_gets_its_stack(archive: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """May's median and June's best pixel: classes of the season, once it is over, and again when a late scene changes it."""
+    bundle = class_bundle(tmp_path / "model", ("low", "high"), bands=("B08@05", "B08@06:best"))  # class 1 where May's B08 is above 0.5
+    watched = {"rules": None, "model": bundle.path, "indices": None, "precision": "fp32"}
+    for day, green in (("2017-05-02", 0.25), ("2017-05-12", 0.5), ("2017-05-22", 0.5), ("2017-06-11", 0.5)):
+        archive.add(day, green=green)
+    archive.add("2017-06-21", clouds=1.0)
+    assert archive.run(**watched) == 0
+    assert "nothing new: 0 scene(s)" in capsys.readouterr().out, "June may still bring scenes"
+    archive.add("2017-07-01")
+    assert archive.run("--dry-run", **watched) == 0
+    assert "would build season-2017" in capsys.readouterr().err
+    assert archive.run(**watched) == 0
+    assert archive.record()["dates"] == ["2017-06-30"]
+    whole = (SIDE * 10) ** 2 / 1e4
+    assert areas(archive, "2017-06-30") == pytest.approx({"high": whole / 2, "low": whole / 2}, rel=3e-3)
+    archive.add("2017-05-30", green=0.25)
+    archive.add("2017-05-31", green=0.25)
+    assert archive.run(**watched) == 0
+    assert areas(archive, "2017-06-30")["high"] == pytest.approx(whole / 4, rel=3e-3)
+    assert archive.run(**watched) == 0 and "nothing new: 1 scene(s)" in capsys.readouterr().out
