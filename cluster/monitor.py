@@ -13,13 +13,16 @@ from typing import Any
 from cluster.environment import secure_embedded_ray
 from cluster.here import is_little, run_here
 from cluster.monitor_config import Watch
+from cluster.monitor_stacks import stacked
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, published_ledger
-from pipeline.errors import Refused, Unreadable, one_line
+from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
 from pipeline.imagery.archive import find_dated
+from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import Source
-from pipeline.imagery.raster import open_scene
+from pipeline.imagery.composites import recipe_of
+from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import check_scaling
 from pipeline.imagery.region import region_of
 from pipeline.imagery.storage import Place
@@ -27,7 +30,7 @@ from pipeline.inference.ledger import SceneLedger, compare_dataset, describe_dat
 from pipeline.inference.plan import Settings
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.rules import save_rules
-from pipeline.results.pinned import model_folder
+from pipeline.results.pinned import model_folder, read_current
 from pipeline.results.region_dates import DatedScene, by_date
 from pipeline.results.tables import parse_datetime
 
@@ -55,6 +58,7 @@ class Seen:
     failed: dict[str, str] = field(default_factory=dict)  # by name
     superseded: dict[str, str] = field(default_factory=dict)
     outside: int = 0
+    listed: int = 0  # by the archive, wanted or not
 
     @property
     def todo(self) -> list[OpenedScene]:
@@ -73,6 +77,11 @@ def model_of(watch: Watch, out: Place) -> Model:
 
 def rules_model(rules: Sequence[Mapping[str, Any]], out: Place) -> Model:
     """The bundle of some rules, kept in the folder of its data set in OUT. Raises Refused."""
+    if (current := read_current(out)) and storage.is_file(model_folder(out, current.model_id) / "model" / "model.json"):
+        place = model_folder(out, current.model_id)
+        bundle = load_bundle(place / "model")
+        if bundle.provenance.get("rules") == [dict(entry) for entry in rules]:
+            return Model(bundle, place)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         model_id = save_rules(Path(folder, "model"), rules).model_id
     place = model_folder(out, model_id)
@@ -88,19 +97,22 @@ def request_for(watch: Watch, model: Model, access: Mapping[str, str]) -> Reques
     return Request(out=model.folder, settings=Settings(precision="fp32" if rules else watch.precision, layers=layers), access=access)
 
 
-def look(watch: Watch, model: Model, request: Request, newest: date | None = None) -> Seen:
+def look(watch: Watch, model: Model, request: Request, newest: date | None = None, *, build: bool = True) -> Seen:
     """Find the scenes of a region's archive, from `lookback_days` before `newest` on, and open those that are wanted.
 
-    Raises Refused where the archive lists nothing at all.
+    For a multi-temporal model they are its stacks, which are made here from all that the archive has; without `build`, only said.
     """
-    asked = watch.asked
-    if watch.lookback_days and newest:
+    asked, recipe = watch.asked, recipe_of(model.bundle.bands)
+    if watch.lookback_days and newest and not recipe:
         start = newest - timedelta(days=watch.lookback_days)
         asked = replace(asked, since=max(start, asked.since or start))
-    names = [name for band in model.bundle.bands for name in (band.name, band.common_name) if name]
+    names = recipe.bands if recipe else [name for band in model.bundle.bands for name in (band.name, band.common_name) if name]
     found = find_dated(watch.scenes, asked, [*names, *watch.index_bands])
-    seen = Seen(failed=dict(found.refused), superseded=found.superseded)
-    for source in found.sources:
+    seen = Seen(failed=dict(found.refused), superseded=found.superseded, listed=found.listed)
+    sources = found.sources
+    if recipe:
+        sources = stacked(sources, recipe, model.folder / "stacks", seen.failed, build=build)
+    for source in sources:
         try:
             _open(source, watch, model, request, seen)
         except Refused as error:
@@ -167,20 +179,12 @@ def dated_scenes(seen: Seen) -> dict[date, list[DatedScene]]:
 def _dated(source: Source, ledger: SceneLedger) -> DatedScene:
     plan, manifest = ledger.plan(), ledger.manifest()
     assert plan is not None and manifest is not None
-    return DatedScene(plan.scene, ledger, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
+    return DatedScene(plan.scene, ledger, plan.layers, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
 
 
-def with_indices(dated: DatedScene, source: Source, model: Model, names: Sequence[str]) -> Any:
-    """The scene as its mask's grid has it, with the bands of indices. Raises Refused where it lacks one, Unreadable where it changed."""
-    from pipeline.imagery.bands import Band
-
-    known = {name.lower() for band in model.bundle.bands for name in (band.name, band.common_name) if name}
-    scene = open_scene(source, [*model.bundle.bands, *(Band(name) for name in names if name not in known)])
+def with_indices(dated: DatedScene, source: Source, model: Model, names: Sequence[str]) -> Scene:
+    """The scene on its mask's grid, with the bands of indices. Raises Refused where it lacks one, Unreadable where it changed."""
+    scene = open_scene(source, [model.bundle.bands[0], *map(Band, names)])
     if scene.grid != dated.scene.grid:
         raise Unreadable(f"{source.uri}: changed since it was segmented: start again")
     return scene
-
-
-def told(failed: Mapping[str, str]) -> list[str]:
-    """A line for each scene that failed."""
-    return [f"failed: {one_line(reason)}" for reason in failed.values()]

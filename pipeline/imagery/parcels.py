@@ -16,6 +16,7 @@ from rasterio.errors import CRSError
 from pipeline.errors import Refused
 from pipeline.geometry.areas import polygon_areas_m2
 from pipeline.imagery import storage
+from pipeline.imagery.pixel_space import SURFACES, only_polygons
 from pipeline.imagery.region import check_coordinates
 from pipeline.imagery.storage import Place
 from pipeline.imagery.vectors import read_polygon_layer
@@ -28,7 +29,6 @@ HASHED_DEGREE_DIGITS = 8
 SHOWN = 5  # ids in a message
 LONGEST_ID = 256  # characters
 ID_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string)
-SURFACES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
 @dataclass(frozen=True)
@@ -142,23 +142,13 @@ def _polygons_of(ids: np.ndarray, geometries: np.ndarray) -> tuple[np.ndarray, n
             notes.append(f"{int(left_out.sum()):,} features {what} and were dropped ({_some(ids[left_out])})")
     ids, geometries = ids[surfaces], geometries[surfaces]
     invalid = ~shapely.is_valid(geometries)
-    repaired = _only_surfaces(np.where(invalid, shapely.make_valid(geometries), geometries))
+    repaired = only_polygons(np.where(invalid, shapely.make_valid(geometries), geometries))
     lost = shapely.is_empty(repaired)
     if (invalid & ~lost).any():
         notes.append(f"{int((invalid & ~lost).sum()):,} invalid polygons were repaired ({_some(ids[invalid & ~lost])})")
     if lost.any():
         notes.append(f"{int(lost.sum()):,} features have no area and were dropped ({_some(ids[lost])})")
     return ids[~lost], repaired[~lost], notes
-
-
-def _only_surfaces(geometries: np.ndarray) -> np.ndarray:
-    """The polygons and multipolygons as they are; of valid collections the polygons, as one."""
-    kept = np.array(geometries, object)
-    others = np.flatnonzero(~np.isin(shapely.get_type_id(kept), SURFACES))
-    for number in others:
-        parts = shapely.get_parts(shapely.get_parts(kept[number]))
-        kept[number] = shapely.union_all(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
-    return kept
 
 
 def _hashed(polygons: np.ndarray, crs: pyproj.CRS) -> np.ndarray:

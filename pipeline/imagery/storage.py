@@ -156,9 +156,11 @@ def names(folder: Place) -> set[str]:
 
 
 def folders(folder: Place) -> dict[str, Place]:
-    """The folders in a folder by their names, in order."""
+    """The folders in a folder by their names, in order; none where there is no folder."""
     if isinstance(folder, Remote):
         return {name: folder / name for name in sorted(s3.listing(folder)[1])}
+    if not folder.is_dir():
+        return {}
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 

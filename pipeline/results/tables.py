@@ -287,6 +287,20 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, i
     pq.write_table(table, path, compression="zstd")
 
 
+def write_monitoring(table: pa.Table, path: Path, input_id: str) -> None:
+    """Write one of the tables of a monitoring, with what it was made from in its metadata.
+
+    Dictionaries, which hold a column of millions of equal strings in memory, are written as the strings they stand for.
+    """
+    fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in table.schema]
+    schema = pa.schema(fields, {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id})
+    settings = file_settings(schema)
+    rows = settings.pop("row_group_size")
+    with pq.ParquetWriter(path, schema, **settings) as file:
+        for start in range(0, table.num_rows, rows):
+            file.write_table(table.slice(start, rows).cast(schema), row_group_size=rows)
+
+
 def publish_tables(out: Place, tables: Mapping[str, tuple[Iterable[dict[str, Any]], pa.Schema]]) -> None:
     """Write tables, rows and schema by name, into the folder `out`, in place of what is there."""
     for name, (rows, schema) in tables.items():
