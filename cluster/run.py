@@ -23,12 +23,9 @@ from cluster.scenes import (
     OpenedScene,
     Request,
     SceneWork,
-    adopt_scene,
-    check_space,
+    begin_scenes,
     count_workers,
     expected_workers,
-    plan_scene,
-    planned_before,
     worker_budget,
 )
 from cluster.session import Head, check_paths, find_device, ray_session
@@ -36,12 +33,11 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import largest_first
 from pipeline.imagery.raster import Scene
 from pipeline.imagery.region import Region
-from pipeline.inference.ledger import adopt_dataset
 from pipeline.inference.plan import QUANTISED, Resources
 from pipeline.inference.trial import prepare_trial
 from pipeline.models import allocator
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import REFERENCE, Choice, Trial
+from pipeline.models.choice import Choice, Trial
 from pipeline.models.engine import choose_device, describe_device
 
 
@@ -55,19 +51,14 @@ def run_scenes(
     """
     with ray_session() as nodes:
         device = find_device(nodes)
-        check_paths(nodes, [bundle.path, *sorted({band.path for opened in todo for band in opened.scene.bands})], str(request.out))
+        check_paths(nodes, [bundle.path, *sorted({path for opened in todo for path in opened.scene.read_from})], str(request.out))
         workers = expected_workers(request, device, nodes)
         resources = Resources(
             device.description, worker_budget(request, device, nodes), workers, sum(opened.region.window.pixels for opened in todo)
         )
-        before = [planned_before(opened, request) for opened in todo]
-        new = [(opened.scene, opened.region) for opened, plan in zip(todo, before, strict=True) if plan is None]
-        choice = _choose(bundle, device, request, new, workers) if new else REFERENCE
-        plans = [plan or plan_scene(opened, bundle, request, choice, resources) for opened, plan in zip(todo, before, strict=True)]
-        check_space(plans, request.out, workers)
-        adopt_dataset(request.out, dataset)
-        choice.keep(request.out / QUANTISED)
-        works = [adopt_scene(opened, plan, request, device.description) for opened, plan in zip(todo, plans, strict=True)]
+        works = begin_scenes(
+            todo, bundle, request, dataset, resources, lambda new: _choose(bundle, device, request, new, workers), workers=workers
+        )
         count = count_workers(request, works, device, nodes)
         with record:  # inside the session: `ray job stop` kills 3 s after it asked, and leaving Ray takes one or two of them
             started(works, count)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cluster.environment import Device, Node
 from pipeline.errors import Refused
@@ -17,13 +17,13 @@ from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import check_scaling
 from pipeline.imagery.region import Area, Region, region_of
 from pipeline.imagery.storage import Place, Remote
-from pipeline.inference.ledger import SceneLedger, scene_folder
+from pipeline.inference.ledger import SceneLedger, adopt_dataset, scene_folder
 from pipeline.inference.part import FailedWindow
-from pipeline.inference.plan import GIB, Plan, Resources, Settings, make_plan
+from pipeline.inference.plan import GIB, QUANTISED, Plan, Resources, Settings, make_plan
 from pipeline.inference.segment import ShardResult
 from pipeline.inference.stages import totals
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import Choice
+from pipeline.models.choice import REFERENCE, Choice
 from pipeline.results.publish import Published, is_done
 
 ROOMY_BYTES = 4 * GIB  # a worker may use at least this much, if need be with fewer workers
@@ -143,6 +143,24 @@ def planned_before(opened: OpenedScene, request: Request) -> Plan | None:
 def plan_scene(opened: OpenedScene, bundle: Bundle, request: Request, choice: Choice, resources: Resources) -> Plan:
     """The plan of a scene as this run would make it; nothing is written."""
     return make_plan(opened.scene, opened.region, bundle, request.settings, batch=request.batch, choice=choice, resources=resources)
+
+
+def begin_scenes(
+    todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], resources: Resources,
+    choose: Callable[[list[tuple[Scene, Region]]], Choice], *, workers: int,
+) -> list[SceneWork]:  # fmt: skip
+    """Plan scenes, check that there is room for what they give, and only then write: the data set's description, and their plans.
+
+    `choose` says how the network is run, for scenes that have no plan yet.
+    """
+    before = [planned_before(opened, request) for opened in todo]
+    new = [(opened.scene, opened.region) for opened, plan in zip(todo, before, strict=True) if plan is None]
+    choice = choose(new) if new else REFERENCE
+    plans = [plan or plan_scene(opened, bundle, request, choice, resources) for opened, plan in zip(todo, before, strict=True)]
+    check_space(plans, request.out, workers)
+    adopt_dataset(request.out, dataset)
+    choice.keep(request.out / QUANTISED)
+    return [adopt_scene(opened, plan, request, resources.device) for opened, plan in zip(todo, plans, strict=True)]
 
 
 def adopt_scene(opened: OpenedScene, plan: Plan, request: Request, device: str) -> SceneWork:

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyproj
+import shapely
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
@@ -25,7 +26,10 @@ SEMI_MAJOR_M = 6378137.0  # WGS 84
 FLATTENING = 1 / 298.257223563
 ECCENTRICITY = np.sqrt(FLATTENING * (2 - FLATTENING))
 CELL_M = 1000.0
+EDGE_M = 100.0  # with edges of a kilometre, which bend 2 cm from CRS to CRS, the area of a real parcel 5 m wide was 0.2 % off
+MOST_EDGES = 50_000  # of a polygon: whatever its size, it fits into memory
 POLAR_DEGREES = 70.0
+FLAT_DEGREES = 85.0  # up to here the cylindrical plane keeps edges of EDGE_M straight enough
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,42 @@ def ground_areas(window: Window, transform: Affine, crs: CRS) -> GroundAreas:
     pixels = np.diff(row_edges)[:, None] * np.diff(col_edges)
     area_m2 = np.nan_to_num(cells_m2 / pixels, nan=0.0)
     return GroundAreas(np.arange(window.height) // row_step, np.arange(window.width) // col_step, area_m2)
+
+
+def polygon_areas_m2(polygons: np.ndarray, crs: CRS) -> np.ndarray:
+    """The ground areas of polygons, float64, within 0.1 % of the geodesic area; edges are straight in `crs`.
+
+    NaN where a corner has no place on the ground. Raises rasterio's CRSError as `ground_areas` does.
+    """
+    fine = with_short_edges(polygons, crs)
+    coordinates, owner = shapely.get_coordinates(fine, return_index=True)
+    lon, lat = to_lonlat(coordinates[:, 0], coordinates[:, 1], crs)
+    west, east = _extremes(lon, owner, len(fine))
+    lon = np.where((east - west > 180)[owner] & (lon < 0), lon + 360, lon)  # across the antimeridian
+    west, east = _extremes(lon, owner, len(fine))
+    plane = np.column_stack([np.radians(lon), _authalic_q(lat) / 2]) * SEMI_MAJOR_M
+    areas_m2 = shapely.area(shapely.set_coordinates(fine.copy(), np.nan_to_num(plane)))
+    lowest, highest = _extremes(lat, owner, len(fine))
+    areas_m2[np.isnan(lowest)] = np.nan
+    for number in np.flatnonzero((east - west > 180) | (np.maximum(-lowest, highest) > FLAT_DEGREES)):
+        on_globe = shapely.transform(fine[number : number + 1], lambda xy: np.column_stack(to_lonlat(xy[:, 0], xy[:, 1], crs)))
+        areas_m2[number] = abs(pyproj.Geod(ellps="WGS84").geometry_area_perimeter(shapely.orient_polygons(on_globe[0]))[0])
+    return areas_m2
+
+
+def with_short_edges(polygons: np.ndarray, crs: CRS) -> np.ndarray:
+    """The same polygons with more corners: no edge is longer than EDGE_M, so that edges are straight in any CRS."""
+    unit_m = crs.units_factor[1] * (SEMI_MAJOR_M if crs.is_geographic else 1.0)
+    return shapely.segmentize(polygons, np.maximum(EDGE_M / unit_m, shapely.length(polygons) / MOST_EDGES))
+
+
+def _extremes(values: np.ndarray, owner: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest value of each owner; NaN where it has none."""
+    lowest, highest = np.full(count, np.nan), np.full(count, np.nan)
+    if len(values):
+        owners, starts = np.unique(owner, return_index=True)
+        lowest[owners], highest[owners] = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    return lowest, highest
 
 
 def to_lonlat(x: np.ndarray, y: np.ndarray, crs: CRS) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -12,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import Refused
-from pipeline.imagery import storage
+from pipeline.imagery import sentinel2, storage
 from pipeline.imagery.storage import Place, Remote
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg")
 STAC_SUFFIXES = (".json", ".geojson")
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes and characters, of file systems
+INVALID = (KeyError, TypeError, ValueError, AttributeError)  # what reading a STAC file raises that is not as it should be
 INHERITED = ("eo:common_name", "raster:scale", "raster:offset", "nodata")  # by bands from their asset, in STAC 1.1
 
 
@@ -41,6 +43,14 @@ class Asset:
 
 
 @dataclass(frozen=True)
+class CloudMask:
+    """A raster of classes, on any grid, that says which pixels show no ground: those whose value is in `hidden`, or unknown."""
+
+    path: str
+    hidden: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """Where a scene lies, before any file of it was opened."""
 
@@ -48,8 +58,12 @@ class Source:
     scene_id: str
     datetime: str | None
     assets: tuple[Asset, ...]
-    listed_in: Place | None = None  # the STAC file that names it
+    said: str = ""  # a hash of the STAC item that lists it
     trusted: bool = False  # its files may follow what they name: `--allow-vrt`
+    clouds: CloudMask | None = None
+    product: str | None = None  # the same for the same sight of the same tile, however often it was processed
+    processed: str = ""  # later for a later processing
+    off_nadir: float | None = None  # degrees
 
 
 def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
@@ -114,33 +128,46 @@ def _stac(path: Place) -> list[Source]:
     kind = content.get("type")
     try:
         if kind == "FeatureCollection":
-            return _items(content["features"], path)
+            return sources_of_items(content["features"], path)
         if kind == "Feature":
-            return [_item(content, path, str(path))]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Refused(f"{path}: is not valid STAC ({type(error).__name__}: {error})") from None
+            return [source_of_item(content, path, str(path))]
+    except INVALID as error:
+        raise invalid(path, error) from None
     raise Refused(f"{path}: not a STAC item or item collection; name a raster, or an item that lists its files")
 
 
-def _items(items: list[dict[str, Any]], path: Place) -> list[Source]:
+def invalid(path: object, error: Exception) -> Refused:
+    """What is said where reading an item raised one of INVALID."""
+    return Refused(f"{path}: is not valid STAC ({type(error).__name__}: {error})")
+
+
+def sources_of_items(items: list[dict[str, Any]], path: Place) -> list[Source]:
+    """The scenes of an item collection that lies at `path`."""
     if not items:
         raise Refused(f"{path}: this item collection is empty")
     twice = [name for name, count in Counter(item.get("id") for item in items).items() if count > 1 and name is not None]
     if twice:
         raise Refused(f"{path}: lists {len(twice)} ids more than once, {twice[0]} among them: give each item an id of its own")
-    return [_item(item, path, f"{path}#{item.get('id')}") for item in items]
+    return [source_of_item(item, path, f"{path}#{item.get('id')}") for item in items]
 
 
-def _item(item: dict[str, Any], path: Place, uri: str) -> Source:
+def source_of_item(item: dict[str, Any], path: Place, uri: str) -> Source:
+    """The scene of a STAC item that `path` holds. Raises Refused, or what INVALID lists."""
     if not isinstance(item.get("id"), str) or not isinstance(item.get("assets"), dict):
         raise Refused(f"{path}: a STAC item needs an id and assets")
+    said = hashlib.sha256(json.dumps([item["id"], item.get("properties"), item["assets"]], sort_keys=True).encode()).hexdigest()[:16]
+    item = sentinel2.as_listed(item)
     listed = [(key, asset) for key, asset in item["assets"].items() if _holds_bands(asset)]
     assets = tuple(Asset(storage.beside(path, asset["href"]), _band_entries(key, asset)) for key, asset in listed)
     if not assets:
         raise Refused(f"{path}: item {item['id']} lists no raster assets with the role data")
     properties = item.get("properties") or {}
     when = properties.get("datetime") or properties.get("start_datetime")
-    return Source(uri, item["id"], when if isinstance(when, str) else None, assets, listed_in=path)
+    return Source(
+        uri, item["id"], when if isinstance(when, str) else None, assets, said,
+        product=sentinel2.product_of(item), processed=sentinel2.processed(item),
+        off_nadir=_number(properties.get("view:off_nadir")),
+    )  # fmt: skip
 
 
 def _holds_bands(asset: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band, Found, find_bands
 from pipeline.imagery.beside import mask_beside, masks_all_bands, settings_beside, transform_of, world_file
-from pipeline.imagery.catalogue import Source
+from pipeline.imagery.catalogue import Asset, CloudMask, Source
 from pipeline.imagery.damage import has_holes
 from pipeline.imagery.formats import GDAL_ERRORS, block_shapes, careful, open_raster
 from pipeline.imagery.storage import Place
@@ -88,12 +88,19 @@ class Scene:
     resolution_m: float | None  # of the pixel in the middle, on the ground; None where areas cannot be told in square metres
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()  # that `version` tells of
+    said: str = ""  # a hash of the STAC item that lists it
     trusted: bool = False  # its files may follow what they name: `--allow-vrt`
+    clouds: CloudMask | None = None
 
     @property
     def on_ground(self) -> bool:
         """Whether areas can be told in square metres."""
         return self.resolution_m is not None
+
+    @property
+    def read_from(self) -> set[str]:
+        """The rasters that its pixels come from."""
+        return {band.path for band in self.bands} | ({self.clouds.path} if self.clouds else set())
 
     @property
     def input_id(self) -> str:
@@ -112,13 +119,15 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
     Raises Refused, in one line that says what to do, for what cannot be segmented.
     """
     with _in_one_line(source.uri), careful(*(asset.path for asset in source.assets), trusted=source.trusted), ExitStack() as stack:
-        files = [(asset, stack.enter_context(open_raster(asset.path, source.trusted))) for asset in source.assets]
+        files = [(asset, stack.enter_context(open_raster(asset.path, source.trusted))) for asset in _needed(source, wanted)]
         for _, dataset in files:
             _check_file(dataset)
         chosen = find_bands(source, files, wanted)
         reference = chosen[0].dataset
-        grid = _grid_of(reference)
+        grid = grid_of(reference)
         bands = tuple(_scene_band(band, found, grid, source.trusted) for band, found in zip(wanted, chosen, strict=True))
+        if source.clouds:
+            _check_clouds(source.clouds, grid, source.trusted)
         used = {found.dataset.name: found.dataset for found in chosen}
         blocks = [shape for dataset in used.values() for shape in block_shapes(dataset)]
         resolution_m, notes = _resolution_m(grid), [] if source.trusted else _passed_over(used.values())
@@ -132,8 +141,10 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
             scene_id=source.scene_id,
             uri=source.uri,
             datetime=source.datetime or _tiff_datetime(reference.tags().get("TIFFTAG_DATETIME")),
-            version=_version(files_read := _files(source, used.values())),
+            version=_version(files_read := _files(source, used.values()), source.said),
             files=files_read,
+            said=source.said,
+            clouds=source.clouds,
             grid=grid,
             bands=bands,
             block=(max(height for height, _ in blocks), max(width for _, width in blocks)),
@@ -143,10 +154,19 @@ def open_scene(source: Source, wanted: Sequence[Band]) -> Scene:
         )
 
 
+def _needed(source: Source, wanted: Sequence[Band]) -> tuple[Asset, ...]:
+    """The files that hold what is wanted, where the catalogue names the bands; else all of them."""
+    asked = [{name.lower() for name in (band.name, band.common_name) if name} for band in wanted]
+    held = {asset: {name.lower() for entry in asset.bands for name in entry.names} for asset in source.assets}
+    if not all(any(names & has for has in held.values()) for names in asked):
+        return source.assets
+    return tuple(asset for asset, has in held.items() if any(names & has for names in asked))
+
+
 def check_unchanged(scene: Scene) -> None:
     """Raise Unreadable where the files of a scene are no longer those that were opened."""
     try:
-        found = _version(scene.files)
+        found = _version(scene.files, scene.said)
     except storage.OUT_OF_REACH as error:
         raise Unreadable(f"{scene.uri}: cannot be looked at any more: {storage.told(error)[:160]}") from None
     if scene.files and found != scene.version:
@@ -175,8 +195,8 @@ def _passed_over(used: Iterable[DatasetReader]) -> list[str]:
 
 
 def _files(source: Source, used: Iterable[DatasetReader]) -> tuple[str, ...]:
-    """All that a scene is read from: its rasters, what is read beside them, and the STAC file that names them."""
-    found: set[Place | None] = {source.listed_in}
+    """All that a scene is read from: its rasters, what is read beside them, and its mask of clouds."""
+    found: set[Place | None] = {storage.place_of(source.clouds.path)} if source.clouds else set()
     for dataset in used:
         place = storage.of_gdal(dataset.name)
         found |= {storage.of_gdal(file) for file in dataset.files}
@@ -185,9 +205,9 @@ def _files(source: Source, used: Iterable[DatasetReader]) -> tuple[str, ...]:
     return tuple(sorted(str(place) for place in found if place and not str(place).startswith("/vsi")))
 
 
-def _version(files: Sequence[str]) -> str:
+def _version(files: Sequence[str], said: str) -> str:
     versions = [(place.name, storage.version(place)) for place in map(storage.place_of, files)]
-    return ";".join(f"{name}:{version}" for name, version in versions if version)
+    return ";".join(f"{name}:{version}" for name, version in [*versions, ("item", said)] if version)
 
 
 def _check_file(dataset: DatasetReader) -> None:
@@ -209,7 +229,7 @@ def _scene_band(band: Band, found: Found, grid: Grid, trusted: bool) -> SceneBan
     dataset, path = found.dataset, str(storage.of_gdal(found.dataset.name))
     if found.palette and not band.categorical:
         raise Refused(f"{path}: is a palette image: expand it to colours first (gdal_translate -expand rgb)")
-    warped = not _same_grid(_grid_of(dataset), grid)
+    warped = not same_grid(grid_of(dataset), grid)
     mask = None if trusted else _mask_of(dataset)
     if warped:
         _check_warp(found, grid, mask)
@@ -234,9 +254,19 @@ def _mask_of(dataset: DatasetReader) -> Place | None:
         return mask if masks_all_bands(content) else None
 
 
+def _check_clouds(clouds: CloudMask, grid: Grid, trusted: bool) -> None:
+    """Refuse a mask of clouds that cannot be laid over the scene."""
+    with open_raster(storage.place_of(clouds.path), trusted) as dataset:
+        if dataset.count != 1 or dataset.dtypes[0].startswith("complex"):
+            raise Refused(f"{clouds.path}: is no mask of clouds: it must have one band of classes")
+        its = grid_of(dataset)
+        if not same_grid(its, grid) and (its.crs is None or grid.crs is None):
+            raise Refused(f"{clouds.path}: lies on another grid than the scene and one of them has no CRS: assign it (gdal_edit.py -a_srs)")
+
+
 def _check_warp(found: Found, grid: Grid, mask: Place | None) -> None:
     """Refuse a file on another grid that cannot be taken to the scene's."""
-    path, crs = storage.of_gdal(found.dataset.name), _grid_of(found.dataset).crs
+    path, crs = storage.of_gdal(found.dataset.name), grid_of(found.dataset).crs
     if mask is not None:
         raise Refused(f"{path}: lies on another grid than the scene's first band, with {mask.name} beside it: put it inside (rio warp)")
     if found.nodata is None and has_holes(found.dataset, found.index):
@@ -272,13 +302,14 @@ def _representable(value: float, dtype: np.dtype) -> bool:
     return bool(np.isfinite(value)) and float(value).is_integer() and limits.min <= value <= limits.max
 
 
-def _grid_of(dataset: DatasetReader) -> Grid:
+def grid_of(dataset: DatasetReader) -> Grid:
+    """Size, place and CRS of an open file."""
     placed = dataset.crs if dataset.crs else None
     a, b, c, d, e, f = tuple(transform_of(dataset))[:6]
     return Grid(dataset.height, dataset.width, (a, b, c, d, e, f), placed.to_wkt() if placed else None)
 
 
-def _same_grid(one: Grid, other: Grid) -> bool:
+def same_grid(one: Grid, other: Grid) -> bool:
     """Whether two rasters share their pixels: the same size and CRS, corners within a thousandth of a pixel."""
     if (one.height, one.width) != (other.height, other.width) or one.rasterio_crs != other.rasterio_crs:
         return False

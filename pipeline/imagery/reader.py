@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ from pipeline.imagery.bands import Band
 from pipeline.imagery.beside import transform_of
 from pipeline.imagery.damage import nothing_unsaid, unwritten
 from pipeline.imagery.formats import GDAL_ERRORS, careful, open_raster
-from pipeline.imagery.raster import Grid, Scene, SceneBand
+from pipeline.imagery.raster import Grid, Scene, SceneBand, grid_of, same_grid
+from pipeline.imagery.storage import Place
 
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
@@ -44,6 +45,8 @@ class SceneReader:
     def __init__(self, scene: Scene):
         self.scene = scene
         self._places = [storage.place_of(band.path) for band in scene.bands]
+        self._over = storage.place_of(scene.clouds.path) if scene.clouds else None
+        self._files = [*self._places, self._over] if self._over else self._places
         self._lock = threading.Lock()
         self._groups: dict[tuple[DatasetReader, str], list[int]] = {}
         self._open()
@@ -53,7 +56,7 @@ class SceneReader:
         opened: dict[tuple[object, ...], DatasetReader] = {}
         groups: dict[tuple[DatasetReader, str], list[int]] = {}  # by dtype too: one read of rasterio's has one
         self._masks: dict[str, DatasetReader] = {}
-        with careful(*self._places, trusted=self.scene.trusted):
+        with careful(*self._files, trusted=self.scene.trusted):
             for number, (band, place) in enumerate(zip(self.scene.bands, self._places, strict=True)):
                 key = (band.path, repr(band.nodata), band.categorical) if band.warped else (band.path,)
                 if key not in opened:
@@ -63,6 +66,13 @@ class SceneReader:
                 if band.mask and band.mask not in self._masks:
                     self._masks[band.mask] = self._keep(open_raster(storage.place_of(band.mask)))
                 groups.setdefault((opened[key], band.dtype), []).append(number)
+            if self._over:
+                clouds = self._keep(open_raster(self._over, self.scene.trusted))
+                self._clouds = (
+                    clouds
+                    if same_grid(grid_of(clouds), self.scene.grid)
+                    else self._keep(_on_grid(clouds, _classes(clouds), self.scene.grid))
+                )
         self._groups = groups
 
     def __enter__(self) -> SceneReader:
@@ -97,7 +107,7 @@ class SceneReader:
         return Pixels(values_CHW, valid_CHW)
 
     def _read_inside(self, window: Window, out_shape: tuple[int, int] | None = None) -> Pixels:
-        return storage.retried(lambda: self._read_once(window, out_shape), self._places, Unreadable)
+        return storage.retried(lambda: self._read_once(window, out_shape), self._files, Unreadable)
 
     def _read_once(self, window: Window, out_shape: tuple[int, int] | None) -> Pixels:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
@@ -108,14 +118,9 @@ class SceneReader:
             self._open_for(window)
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
-            try:
-                with careful(self._places[numbers[0]], trusted=self.scene.trusted), nothing_unsaid():
-                    values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
-                    shown = self._shown(dataset, area, (height, width), bands)
-            except (*GDAL_ERRORS, MemoryError) as error:
-                self._forget()
-                reason = storage.told(error.__cause__ or error) or type(error).__name__
-                raise Unreadable(f"{bands[0].path}: {_told(window)}: {reason[:200]}") from error
+            with self._named(self._places[numbers[0]], window):
+                values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
+                shown = self._shown(dataset, area, (height, width), bands)
             for number, band, plane in zip(numbers, bands, values, strict=True):
                 with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
                     values_CHW[number] = plane
@@ -127,7 +132,34 @@ class SceneReader:
                     values_CHW[number][~valid] = 0
                     valid_CHW = np.ones(shape, bool) if valid_CHW is None else valid_CHW
                     valid_CHW[number] = valid
+        if self._over:
+            hidden_HW = self._hidden(self._over, area, (height, width), window)
+            if hidden_HW.any():
+                values_CHW[:, hidden_HW] = 0
+                valid_CHW = np.ones(shape, bool) if valid_CHW is None else valid_CHW
+                valid_CHW[:, hidden_HW] = False
         return Pixels(values_CHW, valid_CHW)
+
+    def _hidden(self, place: Place, area: RasterioWindow, shape: tuple[int, int], window: Window) -> np.ndarray:
+        """Which pixels show no ground, by the mask of clouds, or lie where it says nothing."""
+        assert self.scene.clouds
+        with self._named(place, window):
+            classes_HW = self._clouds.read(1, window=area, out_shape=shape)
+        told = np.isfinite(classes_HW)
+        if self._clouds.nodata is not None:
+            told &= classes_HW != self._clouds.nodata
+        return ~told | np.isin(classes_HW, self.scene.clouds.hidden)
+
+    @contextmanager
+    def _named(self, place: Place, window: Window) -> Iterator[None]:
+        """What goes wrong while a window of a file is read, as Unreadable that names both."""
+        try:
+            with careful(place, trusted=self.scene.trusted), nothing_unsaid():
+                yield
+        except (*GDAL_ERRORS, MemoryError) as error:
+            self._forget()
+            reason = storage.told(error.__cause__ or error) or type(error).__name__
+            raise Unreadable(f"{place}: {_told(window)}: {reason[:200]}") from error
 
     def _shown(self, dataset: DatasetReader, area: RasterioWindow, shape: tuple[int, int], bands: list[SceneBand]) -> np.ndarray | None:
         """Which pixels the masks of a file show; None where it has none."""
@@ -198,6 +230,11 @@ def _pieces(small: int, inside: Span, side: int) -> Iterator[tuple[Span, Span]]:
     for first, stop in pairwise(number * small // count for number in range(count + 1)):
         start, end = (inside.start + step * inside.length // small for step in (first, stop))
         yield Span(first, stop), Span(start, max(end, start + 1))
+
+
+def _classes(dataset: DatasetReader) -> SceneBand:
+    """The lone band of a raster of classes, as one that is warped."""
+    return SceneBand("classes", dataset.name, 1, "float32", dataset.nodata, 1.0, 0.0, masked=False, warped=True, categorical=True)
 
 
 def _on_grid(dataset: DatasetReader, band: SceneBand, grid: Grid) -> WarpedVRT:

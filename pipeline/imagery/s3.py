@@ -245,6 +245,11 @@ def told(text: str) -> str:
     return text
 
 
+def filesystem() -> s3fs.S3FileSystem:
+    """For libraries that read through fsspec."""
+    return _filesystem()
+
+
 def _filesystem() -> s3fs.S3FileSystem:
     return _connected(os.getpid())
 

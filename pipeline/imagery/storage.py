@@ -14,6 +14,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import time
@@ -38,6 +39,9 @@ SWEEPS = 4  # by other runs, while a small file is written
 WAITS_S = (0.2, 1.0, 3.0)  # before a store is asked again, above the retries of its clients
 FETCHED_AT_ONCE = 8
 VSIS3 = "/vsis3/"
+AMAZON = re.compile(
+    r"https://([a-z0-9.-]+?)\.s3[.-](?:[a-z0-9-]+\.)?amazonaws\.com/([^?]+)"
+)  # as public catalogues write a bucket's objects
 
 
 def place_of(text: str | os.PathLike[str] | Place) -> Place:
@@ -50,6 +54,8 @@ def place_of(text: str | os.PathLike[str] | Place) -> Place:
         if not remote.bucket:
             raise Refused(f"{name}: names no bucket: write s3://BUCKET/KEY")
         return remote
+    if of_amazon := AMAZON.fullmatch(name):
+        return Remote.parse(f"s3://{of_amazon[1]}/{of_amazon[2]}")
     name = name.removeprefix("file://")
     if "://" in name:
         raise Refused(f"{name}: {name.split('://')[0]}:// is not supported: copy it to a local path or to s3://")
@@ -150,9 +156,11 @@ def names(folder: Place) -> set[str]:
 
 
 def folders(folder: Place) -> dict[str, Place]:
-    """The folders in a folder by their names, in order."""
+    """The folders in a folder by their names, in order; none where there is no folder."""
     if isinstance(folder, Remote):
         return {name: folder / name for name in sorted(s3.listing(folder)[1])}
+    if not folder.is_dir():
+        return {}
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
@@ -409,6 +417,11 @@ def of_gdal(name: str) -> Place:
 def gdal_options(*places: Place) -> dict[str, str]:
     """The settings with which GDAL opens and reads places."""
     return s3.gdal_options() if any(isinstance(place, Remote) for place in places) else {}
+
+
+def filesystem(place: Place) -> Any | None:
+    """The fsspec filesystem through which a library reads what lies below `place` by its s3:// URI; None for local paths."""
+    return s3.filesystem() if isinstance(place, Remote) else None
 
 
 def told(error: BaseException) -> str:

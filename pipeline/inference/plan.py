@@ -18,6 +18,7 @@ import torch
 from pipeline.errors import Refused
 from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, largest_first, shards, spans, tile_rows
 from pipeline.imagery import storage
+from pipeline.imagery.catalogue import CloudMask
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
 from pipeline.imagery.storage import Place
@@ -150,6 +151,7 @@ class Plan:
                 "files": tuple(scene["files"]),
                 "block": tuple(scene["block"]),
                 "notes": tuple(scene["notes"]),
+                "clouds": (clouds := scene["clouds"]) and CloudMask(clouds["path"], tuple(clouds["hidden"])),
             }),
             "region": Region(Window(*region["window"]), region["geometry"]),
             "layers": tuple(content["layers"]),

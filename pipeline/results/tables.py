@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.inference.plan import Plan
-from pipeline.inference.tally import Tally, ValueTally
-from pipeline.models.bundle import Bundle
+
+if TYPE_CHECKING:  # they bring torch: seconds that who only reads tables should not wait
+    from pipeline.inference.plan import Plan
+    from pipeline.inference.tally import Tally, ValueTally
+    from pipeline.models.bundle import Bundle
 
 AREAS = pa.schema([
     pa.field("scene_id", pa.string(), nullable=False),
@@ -223,6 +225,16 @@ CHANGES = pa.schema([
 # GeoParquet 1.1 with a bbox column: every parcel of the region, in EPSG:4326, sorted by `parcel_id`; all other tables have that order.
 PARCEL_GEOMETRY_COLUMNS = ("parcel_id", "district_id", "area_m2", "geometry", "bbox")
 MONITORING_SCHEMA_VERSION = "1"  # in the metadata of each of these files
+ROW_GROUP = 100_000  # rows of these files: a parcel's rows are found in one or two groups by their least and greatest parcel_id
+
+
+def file_settings(schema: pa.Schema) -> dict[str, Any]:
+    """How pyarrow writes a monitoring's table: dictionaries of strings alone, since few numbers are twice the same.
+
+    Half the time and three quarters of the size of dictionaries of all columns (tests/benchmarks/RESULTS.md).
+    """
+    strings = [field.name for field in schema if pa.types.is_string(field.type)]
+    return {"compression": "zstd", "use_dictionary": strings, "row_group_size": ROW_GROUP}
 
 
 def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[dict[str, Any]]:
@@ -273,6 +285,12 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, i
     """Write rows as one Parquet file, with `input_id`, where there is one, in its metadata too."""
     table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({"input_id": input_id} if input_id else None))
     pq.write_table(table, path, compression="zstd")
+
+
+def write_monitoring(table: pa.Table, path: Path, input_id: str) -> None:
+    """Write one of the tables of a monitoring, with what it was made from in its metadata."""
+    metadata = {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id}
+    pq.write_table(table.replace_schema_metadata(metadata), path, **file_settings(table.schema))
 
 
 def publish_tables(out: Place, tables: Mapping[str, tuple[Iterable[dict[str, Any]], pa.Schema]]) -> None:

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pyproj
 import pytest
+import shapely
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.transform import Affine, from_origin
 
-from pipeline.geometry.areas import ground_areas, to_lonlat
+from pipeline.geometry.areas import ground_areas, polygon_areas_m2, to_lonlat, with_short_edges
 from pipeline.geometry.windows import Window
 
 EARTH_M2 = 510_065_621_724_088.0  # the surface of the WGS 84 ellipsoid
@@ -199,3 +200,35 @@ def test_memory_follows_the_pixels_and_not_pixels_times_classes():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * mask_HW.size
+
+
+SHAPES = {
+    "a field in UTM": ("EPSG:32633", shapely.Polygon([(500_000, 5e6), (500_300, 5e6 + 40), (500_250, 5e6 + 400), (500_010, 5e6 + 350)])),
+    "a field in web Mercator": ("EPSG:3857", shapely.box(1e6, 9e6, 1.001e6, 9.0005e6)),
+    "with a hole": ("EPSG:32633", shapely.box(5e5, 5e6, 5.1e5, 5.01e6) - shapely.box(5.02e5, 5.002e6, 5.05e5, 5.006e6)),
+    "a strip of 3 m": ("EPSG:31370", shapely.Polygon([(150_000, 170_000), (152_000, 171_000), (152_000, 171_003), (150_000, 170_003)])),
+    "a district in degrees": ("EPSG:4326", shapely.box(10, 50, 14, 54)),
+    "across the antimeridian": ("EPSG:3832", shapely.box(2.9e6, -3e6, 3.6e6, -2e6)),
+    "around a pole": ("EPSG:3031", shapely.box(-2e6, -1.5e6, 1e6, 2e6)),
+    "near a pole": ("EPSG:3031", shapely.box(1e5, 1e5, 1.1e5, 1.2e5)),
+}
+
+
+@pytest.mark.parametrize("crs,polygon", SHAPES.values(), ids=SHAPES)
+def test_polygons_have_the_geodesic_area(crs: str, polygon: shapely.Polygon):
+    """With edges that are straight in the CRS: the oracle's geodesics are a thousandth of the polygon long."""
+    to_globe = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+    on_globe = shapely.transform(shapely.segmentize(polygon, polygon.length / 4000), to_globe, interleaved=False)
+    exact_m2 = abs(GEOD.geometry_area_perimeter(shapely.orient_polygons(on_globe))[0])
+    both = polygon_areas_m2(np.array([polygon, shapely.MultiPolygon([polygon])]), CRS.from_user_input(crs))
+    assert both == pytest.approx([exact_m2] * 2, rel=2e-4)
+
+
+def test_a_polygon_without_a_place_on_the_ground_has_no_area():
+    outside = polygon_areas_m2(np.array([shapely.box(0, 0, 1e5, 1e5), shapely.box(8e6, 0, 9e6, 1e5)]), CRS.from_proj4(GEOSTATIONARY))
+    assert np.isfinite(outside[0]) and np.isnan(outside[1])
+
+
+def test_no_polygon_becomes_more_corners_than_memory_holds():
+    fine = with_short_edges(np.array([shapely.box(0, 0, 1e9, 1e9), shapely.box(0, 0, 1000, 1000)]), CRS.from_epsg(3857))
+    assert shapely.get_num_coordinates(fine).tolist() == [50_001, 41]

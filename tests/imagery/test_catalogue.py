@@ -47,7 +47,7 @@ def test_a_file_is_a_scene(tmp_path: Path):
     touch(tmp_path / "LC08 scene.v1.tif")
     source = one(str(tmp_path / "LC08 scene.v1.tif"))
     assert source.uri == str(tmp_path / "LC08 scene.v1.tif") and source.scene_id == "LC08 scene.v1"
-    assert source.datetime is None and source.listed_in is None
+    assert source.datetime is None
     assert [(asset.path, asset.bands) for asset in source.assets] == [(tmp_path / "LC08 scene.v1.tif", ())]
 
 
@@ -108,7 +108,7 @@ def test_an_item_of_stac_1_0(tmp_path: Path):
     })  # fmt: skip
     source = one(write(tmp_path / "items" / "item.json", content))
     assert (source.scene_id, source.datetime) == ("scene", "2015-08-18T17:58:00Z")
-    assert source.uri == str(tmp_path / "items" / "item.json") and str(source.listed_in) == source.uri
+    assert source.uri == str(tmp_path / "items" / "item.json")
     assert [asset.path for asset in source.assets] == [tmp_path / "data" / "b4.tif", tmp_path / "rgbn.tif"]
     assert source.assets[0].bands == (BandEntry(("band4", "red", "B4"), 0.0001, -0.1, 0.0),)
     assert [entry.names for entry in source.assets[1].bands] == [("r",), ("g",), ("b",), ("n",)], "only a lone band has its asset's key"

@@ -12,6 +12,7 @@ from pipeline.errors import Refused
 from pipeline.models.networks.fc_densenet import FC_DENSENETS, FCDenseNet
 from pipeline.models.networks.fcn import fcn_alexnet, fcn_vgg16
 from pipeline.models.networks.identity import Identity
+from pipeline.models.networks.index_rules import IndexRules
 from pipeline.models.networks.logistic import logistic_regression
 from pipeline.models.networks.segnet import SegNet
 from pipeline.models.networks.smp_zoo import (
@@ -41,6 +42,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **{f"fpn_{encoder}": partial(fpn_on, encoder) for encoder in FPN_ENCODERS},
     **{f"segformer_{size}": partial(segformer_on, size) for size in SEGFORMER_WIDTHS},
 }
+MADE = ARCHITECTURES | {"index_rules": IndexRules}  # and what is never trained
 
 
 def build_network(architecture: str, bands: int, classes: int, **arguments: Any) -> nn.Module:
@@ -48,9 +50,9 @@ def build_network(architecture: str, bands: int, classes: int, **arguments: Any)
 
     Raises Refused for a name that is not on the list, or arguments the architecture does not have.
     """
-    if architecture not in ARCHITECTURES:
+    if architecture not in MADE:
         raise Refused(f"no architecture {architecture!r}; there are {', '.join(sorted(ARCHITECTURES))}")
     try:
-        return ARCHITECTURES[architecture](bands=bands, classes=classes, **arguments).eval()
+        return MADE[architecture](bands=bands, classes=classes, **arguments).eval()
     except (TypeError, ValueError) as error:
         raise Refused(f"architecture {architecture} does not take these arguments: {error}") from None

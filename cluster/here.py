@@ -1,0 +1,63 @@
+"""Segment a little in this process: a day's scenes of a small region are done before Ray would have started."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cluster.record import RunRecord
+from cluster.scenes import OpenedScene, Request, SceneWork, begin_scenes
+from pipeline.errors import Unreadable
+from pipeline.inference.plan import QUANTISED, Resources, memory_allotted
+from pipeline.inference.segment import Segmenter
+from pipeline.inference.trial import prepare_trial
+from pipeline.models.allocator import keep_freed_memory
+from pipeline.models.bundle import Bundle
+from pipeline.models.engine import choose_device, describe_device
+from pipeline.results.publish import publish_scene
+
+LITTLE_PX = 4 * 2**20  # a few seconds of one core
+
+
+def is_little(todo: Sequence[OpenedScene], request: Request) -> bool:
+    """Whether work is done sooner without Ray: there is no cluster and no GPU, and little of it."""
+    wanted = request.workers == "auto" and not os.environ.get("RAY_ADDRESS") and choose_device() == "cpu"
+    return wanted and sum(opened.region.window.pixels for opened in todo) <= LITTLE_PX
+
+
+def run_here(
+    todo: Sequence[OpenedScene], bundle: Bundle, request: Request, dataset: Mapping[str, Any], record: RunRecord,
+    started: Callable[[list[SceneWork], int], None],
+) -> list[SceneWork]:  # fmt: skip
+    """What `cluster.run.run_scenes` does, one shard after another, with the same bytes as result."""
+    keep_freed_memory()
+    kind = choose_device()
+    pixels = sum(opened.region.window.pixels for opened in todo)
+    resources = Resources(describe_device(kind), request.memory_bytes or memory_allotted(), 1, pixels)
+
+    def choose(new: Any) -> Any:
+        return prepare_trial(bundle, kind, request.settings.precision, new, workers=1, kept=request.out / QUANTISED).choose(others=False)
+
+    works = begin_scenes(todo, bundle, request, dataset, resources, choose, workers=1)
+    with record:
+        started(works, 1)
+        segmenter = Segmenter(bundle.path, kind)
+        for work in works:
+            _segment(work, segmenter, record, request)
+    return works
+
+
+def _segment(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: Request) -> None:
+    """Do what is missing of a scene and publish it; what came of it is written into `work`, in place."""
+    try:
+        for shard in work.missing:
+            result = segmenter.segment(work.plan, shard, work.ledger, request.accept_partial, 1)
+            work.attempts[work.plan.shard_name(shard)] = 1
+            work.add(result)
+            record.trace(result)
+        work.published = publish_scene(work.ledger, work.plan, segmenter.bundle, record.run_id, accept_partial=request.accept_partial)
+    except Unreadable as error:
+        work.failure = str(error)
+    work.ended = time.time()

@@ -1,0 +1,133 @@
+"""The tables of a region: of each date from its masks, then those that follow from all dates; what is current is left."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.monitor import Model, Seen, dated_scenes
+from cluster.monitor_config import Watch
+from pipeline.errors import Refused, Unreadable
+from pipeline.imagery import storage
+from pipeline.imagery.parcels import Parcels, read_parcels
+from pipeline.imagery.storage import Place
+from pipeline.results.mosaic import collection_input_id, item_collection, write_index
+from pipeline.results.region_areas import Districts, count_region, region_areas_table
+from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
+from pipeline.results.tables import write_monitoring
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a region is told by: its parcels and its districts, if it has any."""
+
+    parcels: Parcels
+    districts: Parcels | None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was repaired or dropped while they were read."""
+        return [*self.parcels.notes, *(self.districts.notes if self.districts else ())]
+
+
+@dataclass
+class Made:
+    """What was done: dates whose tables are new, and why those of other dates are not."""
+
+    days: list[date] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)  # dates that stay as they were
+
+
+def read_ground(watch: Watch) -> Ground:
+    """Read the vector files of a region. Raises Refused."""
+    districts = read_parcels(watch.districts, watch.district_id) if watch.districts else None
+    return Ground(read_parcels(watch.parcels, watch.parcel_id), districts)
+
+
+def made_with(watch: Watch, model: Model, ground: Ground) -> dict[str, Any]:
+    """All but the scenes that changes a row of a date's tables."""
+    evaluation = model.bundle.metrics.get("evaluation") or {}
+    return {
+        "model_id": model.bundle.model_id, "parcels": ground.parcels.parcels_id,
+        "districts": ground.districts.parcels_id if ground.districts else None,
+        "indices": {name: formula.text for name, formula in watch.indices.items()},
+        "minimum_valid_share": watch.minimum_valid_share, "area": watch.area.label if watch.area else None,
+        "confusion": evaluation.get("confusion_truth_predicted"),
+    }  # fmt: skip
+
+
+def is_made(watch: Watch, model: Model, ground: Ground, day: date, scenes: Sequence[DatedScene]) -> bool:
+    """Whether the tables of a date are those of its scenes and of what the region is told by."""
+    return collection_input_id(_collection(watch, model, day)) == input_id_of(scenes, made_with(watch, model, ground))
+
+
+def _collection(watch: Watch, model: Model, day: date) -> Place:
+    return model.folder / "mosaics" / f"date={day}" / f"{watch.region}.json"
+
+
+def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground) -> Made:
+    """Make the tables of every date whose scenes, or what it is told by, changed."""
+    made, about = Made(), made_with(watch, model, ground)
+    for day, scenes in dated_scenes(seen).items():
+        input_id = input_id_of(scenes, about)
+        if collection_input_id(_collection(watch, model, day)) == input_id:
+            continue
+        if why := _incomplete(_collection(watch, model, day), day, seen):
+            made.kept[day.isoformat()] = why
+            continue
+        try:
+            _make_date(watch, model, seen, ground, day, scenes, input_id)
+        except (Unreadable, Refused) as error:
+            made.failed[day.isoformat()] = str(error)
+            continue
+        made.days.append(day)
+    return made
+
+
+def _incomplete(collection: Place, day: date, seen: Seen) -> str | None:
+    """Why a date that is there is not made anew: of the scenes that it was made from one cannot be had now."""
+    there = storage.read_json(collection)
+    if there is None:
+        return None
+    before = {link["href"] for item in there["features"] for link in item["links"] if link["rel"] == "derived_from"}
+    gone = sorted(before - seen.done.keys() - seen.superseded.keys())
+    if gone:
+        return f"{day} stays as it was: {gone[0]}, which it was made from, is not in the archive any more, or failed"
+    return None
+
+
+def _make_date(
+    watch: Watch, model: Model, seen: Seen, ground: Ground, day: date, scenes: Sequence[DatedScene], input_id: str
+) -> None:  # fmt: skip
+    """The areas of region and districts, the tables of parcels, the mosaic's index; its item collection comes last: then all is there."""
+    folder = model.folder / "mosaics" / f"date={day}"
+    districts = _districts(ground)
+    publish_table_of = partial(publish_table, input_id=input_id, scenes=scenes)
+    counts = count_region(
+        [scene.layer("mask") for scene in scenes], districts, len(model.bundle.classes), watch.area and watch.area.polygons
+    )
+    areas = region_areas_table(counts, districts, model.bundle, input_id)
+    publish_table_of(table_of(model.results, "areas", day, watch.region), write=lambda file: write_monitoring(areas, file, input_id))
+    with tempfile.TemporaryDirectory(prefix=".mosaic-", dir=storage.workshop(folder)) as shop:
+        finished = Path(shop, f"{watch.region}.gti.gpkg")
+        write_index(scenes, "mask", finished)
+        storage.publish(finished, folder / finished.name)
+    storage.replace_json(_collection(watch, model, day), item_collection(scenes, input_id))
+
+
+def _districts(ground: Ground) -> Districts:
+    import geopandas
+
+    if ground.districts is None:
+        return Districts([], geopandas.GeoSeries([]))
+    return Districts(list(ground.districts.ids), geopandas.GeoSeries(ground.districts.polygons, crs=ground.districts.crs))
+
+
+def make_over_time(watch: Watch, model: Model, ground: Ground, made: Made) -> bool:
+    return False

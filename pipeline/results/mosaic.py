@@ -1,0 +1,81 @@
+"""The masks of a region on one date as one map: an index that GDAL and QGIS open, and a STAC item collection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from pipeline.imagery import storage
+from pipeline.imagery.storage import Place
+from pipeline.results.region_dates import DatedScene
+
+EDGE_PIECES = 64  # of a side of a scene, before it is taken to another CRS
+
+
+def write_index(scenes: Sequence[DatedScene], layer: str, target: Path) -> None:
+    """Write a GDAL tile index (GTI, a GeoPackage) of the scenes' rasters: in the CRS and resolution of the first, which lies on top.
+
+    It must be called `*.gti.gpkg`, and lies in a folder two below the one that holds `scenes`. The same scenes give the same bytes.
+    """
+    import geopandas
+    import pyogrio
+
+    first = scenes[0].scene.grid
+    outlines = [_outline(dated, layer).to_crs(first.crs)[0] for dated in scenes]
+    frame = geopandas.GeoDataFrame(
+        {"location": [_href(dated, f"{layer}.tif") for dated in scenes], "rank": list(range(len(scenes)))}, geometry=outlines, crs=first.crs
+    )
+    midnight = datetime.combine(scenes[0].day, time(), UTC)
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": f"{midnight:%Y-%m-%dT%H:%M:%S.000Z}"})
+    metadata = {  # the last of the order is drawn over the others
+        "RESX": f"{abs(first.affine.a)!r}", "RESY": f"{abs(first.affine.e)!r}", "SORT_FIELD": "rank", "SORT_FIELD_ASC": "NO",
+        "BAND_COUNT": "1", "DATA_TYPE": "Byte", "NODATA": "255",
+    }  # fmt: skip
+    pyogrio.write_dataframe(frame, target, layer=layer, driver="GPKG", layer_metadata=metadata, geometry_type="Polygon")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def _outline(dated: DatedScene, layer: str) -> Any:
+    """The outline of a scene's raster, in its own CRS and in short pieces."""
+    import geopandas
+
+    plan = dated.ledger.plan()
+    assert plan is not None
+    window, grid = plan.region.window, dated.scene.grid
+    corners = [
+        grid.affine * (col, row)
+        for col, row in (
+            (window.col, window.row), (window.cols.stop, window.row), (window.cols.stop, window.rows.stop), (window.col, window.rows.stop)
+        )
+    ]  # fmt: skip
+    outline = geopandas.GeoSeries([shapely.Polygon(corners)], crs=grid.crs)
+    return outline.segmentize(outline.length.max() / 4 / EDGE_PIECES)
+
+
+def _href(dated: DatedScene, name: str) -> str:
+    return f"../../scenes/{dated.ledger.scene}/{name}"
+
+
+def item_collection(scenes: Sequence[DatedScene], input_id: str) -> dict[str, Any]:
+    """The STAC items of the scenes, in order of priority, with links that hold from the collection's own place."""
+    return {
+        "type": "FeatureCollection",
+        "features": [_item(dated) for dated in scenes],
+        "tilewright:input_id": input_id,
+        "tilewright:priority": "fewest nodata in hundredths, then nearest to nadir, then id",
+    }
+
+
+def _item(dated: DatedScene) -> dict[str, Any]:
+    item = storage.read_json(dated.ledger.scene_folder / "item.json") or {}
+    assets = {name: asset | {"href": _href(dated, asset["href"].removeprefix("./"))} for name, asset in (item.get("assets") or {}).items()}
+    return item | {"assets": assets}
+
+
+def collection_input_id(place: Place) -> str | None:
+    """What an item collection of ours was made from; None where there is none."""
+    return (storage.read_json(place) or {}).get("tilewright:input_id")
