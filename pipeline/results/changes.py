@@ -85,7 +85,7 @@ def class_flips(classes_TP: np.ndarray, dates: int) -> Flips:
     parcels = classes_TP.shape[1]
     stable, candidate = (np.full(parcels, NO_CLASS, np.uint8) for _ in range(2))
     run, since, last = (np.zeros(parcels, np.int32) for _ in range(3))
-    found = []
+    found: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, np.int64) for _ in Flips._fields)]
     for date, seen in enumerate(classes_TP):
         known = seen != NO_CLASS
         same = known & (seen == stable)
@@ -98,7 +98,7 @@ def class_flips(classes_TP: np.ndarray, dates: int) -> Flips:
         flipped = settled[stable[settled] != NO_CLASS]
         found.append((flipped, last[flipped], since[flipped], np.full(len(flipped), date), stable[flipped], candidate[flipped]))
         stable[settled], last[settled], run[settled] = candidate[settled], date, 0
-    return Flips(*(np.concatenate(column) for column in zip(*found, strict=True))) if found else Flips(*[np.empty(0, int)] * 6)
+    return Flips(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def nearest_neighbours(xy_P2: np.ndarray, count: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def index_drops(days_T: np.ndarray, values_TP: np.ndarray, neighbours_PK: np.nda
     recent = np.full((MEMORY, len(every)), np.nan)
     last = np.full(len(every), -1)
     own = _OwnNoise(len(every))
-    found = []
+    found: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, np.int64) for _ in Drops._fields)]
     for date, value in enumerate(values_TP.astype(np.float64)):
         level = np.median(recent, axis=0)  # NaN until there are as many
         fresh = (last >= 0) & (days_T[date] - days_T[last] <= settings.history_days)

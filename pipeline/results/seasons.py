@@ -23,6 +23,11 @@ EPOCH = date(1970, 1, 1)
 TIE = 1e-6  # of evidence: the sum's own rounding is far below
 
 
+def days_since(day: date) -> int:
+    """Days from 1970-01-01 to a date."""
+    return (day - EPOCH).days
+
+
 @dataclass(frozen=True)
 class SeasonWindow:
     """A season by its name: peaks from `first` to `last` belong to it, and the dates in it tell its class."""
@@ -49,7 +54,7 @@ class SeasonWindow:
     @property
     def days(self) -> tuple[int, int]:
         """Its first and last day since 1970."""
-        return (self.first - EPOCH).days, (self.last - EPOCH).days
+        return days_since(self.first), days_since(self.last)
 
 
 @dataclass(frozen=True)

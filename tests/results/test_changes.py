@@ -90,7 +90,7 @@ def drops_of(days: np.ndarray, values: np.ndarray, places: np.ndarray) -> Drops:
 @pytest.mark.parametrize("parcels", [100, 2_000])
 def test_where_nothing_changes_at_most_one_date_in_twenty_tells_a_drop(parcels: int):
     dates = told = 0
-    for seed in range(4_000 // parcels):
+    for seed in range(max(1, 1_500 // parcels)):
         days, values, places = season(60, parcels, 0.02, seed)
         told += len(set(drops_of(days, values, places).since))
         dates += len(days)
