@@ -18,8 +18,8 @@ from pipeline.imagery.region import Area
 from pipeline.imagery.storage import Place
 
 KEYS = {
-    "region", "scenes", "collections", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules", "indices", "clouds",
-    "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
+    "region", "scenes", "collections", "bands", "clouds", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules",
+    "indices", "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
 }  # fmt: skip
 NEEDED = ("region", "scenes", "output", "parcels")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
@@ -95,6 +95,7 @@ def _watch(content: dict[str, Any], place: Place) -> Watch:
         asked=Asked(
             _day(content, "since"), _day(content, "until"), box,  # type: ignore[arg-type]
             (collections,) if isinstance(collections, str) else tuple(map(str, collections)), _clouds(content.get("clouds")),
+            tuple(map(str, content.get("bands") or ())),
         ),
         area=area, lookback_days=_number(content, "lookback_days", 1, 10_000),
         minimum_valid_share=float(_number(content, "minimum_valid_share", 0.0, 1.0) or 0.5),

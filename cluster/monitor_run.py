@@ -61,6 +61,8 @@ def _looked(watch: Watch, model: Model, access: Mapping[str, str], *, build: boo
     if not seen.opened and seen.failed and newest is None:
         first, *others = seen.failed.values()
         raise Refused(f"{first} (and {len(others)} more scenes)" if others else first)
+    if not seen.opened and seen.outside and newest is None:
+        raise Refused(f"{watch.scenes}: its {seen.outside} scene(s) lie outside the region that is asked for (bbox, aoi)")
     return seen
 
 

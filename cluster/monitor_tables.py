@@ -10,16 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.monitor import Model, Seen, dated_scenes
+import pyarrow as pa
+
+from cluster.monitor import Model, Seen, dated_scenes, with_indices
 from cluster.monitor_config import Watch
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
+from pipeline.imagery.composites import recipe_of
 from pipeline.imagery.parcels import Parcels, read_parcels
 from pipeline.imagery.storage import Place
 from pipeline.results.mosaic import collection_input_id, item_collection, write_index
+from pipeline.results.parcel_tables import MadeFrom, indices_table, parcels_table
 from pipeline.results.region_areas import Districts, count_region, region_areas_table
 from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
+from pipeline.results.seen import SeenScene
 from pipeline.results.tables import write_monitoring
+from pipeline.results.zonal import Coverages, parcel_statistics
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Ground:
 
     parcels: Parcels
     districts: Parcels | None
+    coverages: Coverages  # of the parcels, on every grid that a date had
 
     @property
     def notes(self) -> list[str]:
@@ -47,7 +54,8 @@ class Made:
 def read_ground(watch: Watch) -> Ground:
     """Read the vector files of a region. Raises Refused."""
     districts = read_parcels(watch.districts, watch.district_id) if watch.districts else None
-    return Ground(read_parcels(watch.parcels, watch.parcel_id), districts)
+    parcels = read_parcels(watch.parcels, watch.parcel_id)
+    return Ground(parcels, districts, Coverages(parcels))
 
 
 def made_with(watch: Watch, model: Model, ground: Ground) -> dict[str, Any]:
@@ -108,17 +116,36 @@ def _make_date(
     """The areas of region and districts, the tables of parcels, the mosaic's index; its item collection comes last: then all is there."""
     folder = model.folder / "mosaics" / f"date={day}"
     districts = _districts(ground)
-    publish_table_of = partial(publish_table, input_id=input_id, scenes=scenes)
+
+    def put(kind: str, table: pa.Table) -> None:
+        write = partial(write_monitoring, table, input_id=input_id)
+        publish_table(table_of(model.results, kind, day, watch.region), input_id, write, scenes)
+
     counts = count_region(
         [scene.layer("mask") for scene in scenes], districts, len(model.bundle.classes), watch.area and watch.area.polygons
     )
-    areas = region_areas_table(counts, districts, model.bundle, input_id)
-    publish_table_of(table_of(model.results, "areas", day, watch.region), write=lambda file: write_monitoring(areas, file, input_id))
+    put("areas", region_areas_table(counts, districts, model.bundle, input_id))
+    shown = [_seen(watch, model, seen, dated) for dated in scenes]
+    found = parcel_statistics(ground.coverages, shown, len(model.bundle.classes), watch.minimum_valid_share)
+    made, opened = MadeFrom(model.bundle.model_id, input_id), [each.scene for each in shown]
+    names = {entry.id: entry.name for entry in model.bundle.classes}
+    put("parcels", parcels_table(ground.parcels.ids, ground.parcels.area_m2, found, opened, names, made))
+    if found.indices:
+        put("indices", indices_table(ground.parcels.ids, found, opened, made))
     with tempfile.TemporaryDirectory(prefix=".mosaic-", dir=storage.workshop(folder)) as shop:
         finished = Path(shop, f"{watch.region}.gti.gpkg")
         write_index(scenes, "mask", finished)
         storage.publish(finished, folder / finished.name)
     storage.replace_json(_collection(watch, model, day), item_collection(scenes, input_id))
+
+
+def _seen(watch: Watch, model: Model, seen: Seen, dated: DatedScene) -> SeenScene:
+    """A scene as its parcels are counted. Raises Refused, Unreadable."""
+    confidence = dated.layer("confidence") if "confidence" in dated.layers else None
+    if recipe_of(model.bundle.bands) or not watch.indices:  # a stack has no bands of one date
+        return SeenScene(dated.scene, dated.layer("mask"), confidence)
+    scene = with_indices(dated, seen.sources[dated.scene.uri], model, watch.index_bands)
+    return SeenScene(scene, dated.layer("mask"), confidence, watch.indices)
 
 
 def _districts(ground: Ground) -> Districts:

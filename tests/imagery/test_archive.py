@@ -129,6 +129,13 @@ def test_a_folder_of_dated_files(tmp_path: Path):
     ]
 
 
+def test_bands_that_files_do_not_name_are_named(tmp_path: Path):
+    touch(tmp_path, "m_4709963_se_14_1_20090818.tif")
+    (source,) = find_dated(str(tmp_path), Asked(bands=("red", "green", "blue", "nir")), ["red", "nir"]).sources
+    assert source.datetime == "2009-08-18T00:00:00Z"
+    assert [entry.names for entry in source.assets[0].bands] == [("red",), ("green",), ("blue",), ("nir",)]
+
+
 def test_files_that_differ_by_their_band_are_one_scene(tmp_path: Path):
     touch(
         tmp_path,
