@@ -38,6 +38,7 @@ class Table(NamedTuple):
     rows: Callable[[Plan, Bundle, Any, str], list[dict[str, Any]]]
 
 
+PARCELS_FOLDER = "parcels"  # in OUT/results
 TABLES = {"mask": Table("areas", AREAS, areas_rows), "value": Table("values", VALUES, values_rows)}  # by a plan's first layer
 
 
@@ -55,6 +56,16 @@ class Published:
 def table_path(ledger: SceneLedger, layer: str) -> Place:
     """Where the table of a scene's mask or values is."""
     return storage.place_of(ledger.out) / "results" / TABLES[layer].folder / f"{ledger.scene}.parquet"
+
+
+def parcels_path(ledger: SceneLedger) -> Place:
+    """Where the table of a scene's parcels is, if one was asked for."""
+    return storage.place_of(ledger.out) / "results" / PARCELS_FOLDER / f"{ledger.scene}.parquet"
+
+
+def parcels_input_id(ledger: SceneLedger, parcels_id: str) -> str:
+    """What the table of a scene's parcels is made from: the attempt at the scene, and the parcels."""
+    return f"{ledger.attempt}+{parcels_id}"
 
 
 def published_rows(ledger: SceneLedger, layer: str) -> list[dict[str, Any]]:
@@ -157,6 +168,8 @@ def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[
     publish(table_path(ledger, layer), table_input_id, lambda file: write_table(rows, schema, file, attempt))
     draw = partial(draw_quicklook, plan, bundle, folder / f"{layer}.tif", rows, input_id=attempt)
     made["quicklook"] = publish(folder / "quicklook.png", quicklook_input_id, draw)
+    if (table_input_id(parcels_path(ledger)) or "").partition("+")[0] != attempt:
+        storage.remove(parcels_path(ledger))  # of another attempt: made again where parcels are asked for
     storage.remove(folder / f"{layer}.partial.tif")  # before the item, with which the scene is done
     item = json_bytes(make_item(plan, bundle, made, attempt, rows))
     publish(folder / "item.json", item_input_id, lambda file: file.write_bytes(item))

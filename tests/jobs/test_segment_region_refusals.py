@@ -104,7 +104,8 @@ def test_regions_that_are_elsewhere(refusal: Refusal, scene: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--parcels", "fields.gpkg"], "--parcels is not supported yet"),
+        (["--parcels", "fields.gpkg"], "fields.gpkg: no such file (--parcels)"),
+        (["--parcel-id", "id"], "--parcel-id id: is a column of a file of parcels: add --parcels FILE"),
         (["--mpp", "0.5"], "--mpp is not supported yet"),
         (["--precision", "fp8"], "--precision fp8: unknown; use auto, fp32"),
         (["--precision", "double"], "--precision double: unknown"),
