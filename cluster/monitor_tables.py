@@ -20,6 +20,7 @@ from pipeline.imagery.composites import recipe_of
 from pipeline.imagery.parcels import Parcels, read_parcels
 from pipeline.imagery.storage import Place
 from pipeline.results.mosaic import collection_input_id, item_collection, write_index
+from pipeline.results.over_time import write_over_time
 from pipeline.results.parcel_tables import MadeFrom, indices_table, parcels_table
 from pipeline.results.region_areas import Districts, count_region, region_areas_table
 from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
@@ -49,6 +50,8 @@ class Made:
     days: list[date] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)  # dates that stay as they were
+    flips: int | None = None  # changes of class in all, where they were looked for
+    drops: int | None = None  # of an index
 
 
 def read_ground(watch: Watch) -> Ground:
@@ -157,4 +160,11 @@ def _districts(ground: Ground) -> Districts:
 
 
 def make_over_time(watch: Watch, model: Model, ground: Ground, made: Made) -> bool:
-    return False
+    """Make what follows from all dates, where it is not current; False where it was. What cannot be made is added to `made`, in place."""
+    try:
+        found = write_over_time(model.results, watch.region, watch.over_time, model.bundle.model_id)
+    except (Refused, Unreadable) as error:
+        made.failed["over time"] = str(error)
+        return False
+    made.flips, made.drops = found.flips, found.drops
+    return found.made
