@@ -54,6 +54,12 @@ class Rings(NamedTuple):
         following = self.following()
         return np.add.reduceat(row * col[following] - row[following] * col, self.starts)
 
+    def closed(self, *, backward: bool) -> np.ndarray:
+        """The vertices with each ring's first one again at its end, M x 2; each ring may run backward from it."""
+        of_ring = np.repeat(np.arange(len(self.lengths)), self.lengths + 1)
+        step = np.arange(len(of_ring)) - (self.starts + np.arange(len(self.lengths)))[of_ring]
+        return self.vertices_N2[self.starts[of_ring] + (-step if backward else step) % self.lengths[of_ring]]
+
     def following(self) -> np.ndarray:
         """The place of the vertex after each one, in its ring."""
         following = np.arange(1, len(self.vertices_N2) + 1)
@@ -68,18 +74,18 @@ def joined(parts: Sequence[Rings]) -> Rings:
 
 def cut_where_touching(ring_N2: np.ndarray) -> Iterator[np.ndarray]:
     """The simple rings of a ring that comes through some vertices again."""
-    seen, counts = np.unique(ring_N2, axis=0, return_inverse=True)[1], len(ring_N2)
-    if seen.max() + 1 == counts:
+    key = (ring_N2[:, 0].astype(np.int64) << 32) + ring_N2[:, 1]
+    if len(np.unique(key)) == len(key):
         yield ring_N2
         return
     path: list[int] = []
     place: dict[int, int] = {}
-    for number, vertex in enumerate(seen.ravel().tolist()):
+    for number, vertex in enumerate(key.tolist()):
         if vertex in place:
             start = place[vertex]
             yield ring_N2[path[start:]]
             for gone in path[start + 1 :]:
-                place.pop(int(seen[gone]), None)
+                place.pop(int(key[gone]))
             del path[start:]
         place[vertex] = len(path)
         path.append(number)

@@ -1,0 +1,174 @@
+"""The polygons of a published mask, as GeoParquet: `--save polygons`.
+
+The mask is read strip by strip, so what is in memory are a strip, the polygons that reach its last row, and one row group. A
+polygon that covers the scene is kept until it ends: 8 bytes a vertex, and about 60 while it is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from rasterio.io import DatasetReader
+from rasterio.transform import Affine
+from rasterio.windows import Window as RasterWindow
+
+from pipeline.geometry.ground_lengths import GroundLengths
+from pipeline.geometry.ground_runs import GroundRuns
+from pipeline.geometry.polygons import Polygoniser, Polygons
+from pipeline.geometry.windows import BLOCK
+from pipeline.imagery import storage
+from pipeline.imagery.raster import opened_dataset
+from pipeline.imagery.storage import Place
+from pipeline.inference.part import COUNTED_ROWS
+from pipeline.inference.plan import Plan
+from pipeline.models.bundle import NODATA, Bundle
+from pipeline.results.geoparquet import GeoParquetWriter
+from pipeline.results.tables import POLYGONS
+
+STRIP_PIXELS = 2**22  # about 25 bytes each while a strip is worked on
+ROW_GROUP = 2**15
+LENGTH_QUANTUM_M = 2.0**-20  # lengths are summed in whole numbers, in whatever order
+
+
+@dataclass(frozen=True)
+class PolygonOptions:
+    """What may be asked of polygons: regions smaller than `min_area_m2` join a neighbour, borders are simplified by `simplify_m`."""
+
+    min_area_m2: float = 0.0
+    simplify_m: float = 0.0
+
+    def label(self) -> str:
+        """What the file's metadata says of them."""
+        return json.dumps(asdict(self))
+
+
+def polygons_made_from(path: Place) -> tuple[str, PolygonOptions] | None:
+    """The input and the options that a file of polygons was made from; None where there is none."""
+    try:
+        with storage.opened(path) as file:
+            metadata = pq.read_metadata(file).metadata or {}
+        return metadata[b"input_id"].decode(), PolygonOptions(**json.loads(metadata[b"options"]))
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError):
+        return None
+
+
+class Strips(NamedTuple):
+    """A raster's rows, at most `rows` at a time, read by rows of its blocks: arrays of layers x rows x width."""
+
+    datasets: list[DatasetReader]
+    rows: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]
+        height, width = self.datasets[0].shape
+        for top in range(0, height, BLOCK):
+            window = RasterWindow(0, top, width, min(BLOCK, height - top))
+            slab_LHW = np.stack([dataset.read(1, window=window) for dataset in self.datasets])
+            for row in range(0, slab_LHW.shape[1], self.rows):
+                yield slab_LHW[:, row : row + self.rows]
+
+
+def write_polygons(
+    target: Path, plan: Plan, bundle: Bundle, folder: Place, input_id: str, total_m2: float | None, options: PolygonOptions = PolygonOptions(),
+    strip_rows: int | None = None,
+) -> None:  # fmt: skip
+    """Write the polygons of the published mask in `folder`, whose classes cover `total_m2` on the ground, to the file `target`.
+
+    The same mask and options give the same bytes, whatever the rows of a strip.
+    """
+    with ExitStack() as opened:
+        layers = [layer for layer in ("mask", "confidence") if layer in plan.layers]
+        datasets = [opened.enter_context(opened_dataset(folder / f"{layer}.tif")) for layer in layers]
+        strips = Strips(datasets, strip_rows or max(1, STRIP_PIXELS // plan.region.window.width))
+        metadata = {"input_id": input_id, "options": options.label()}
+        wkt = plan.scene.grid.crs
+        writer = opened.enter_context(GeoParquetWriter(target, POLYGONS, wkt, metadata, ROW_GROUP, ["class_name", "model_id", "input_id"]))
+        rows = _Rows(plan, bundle, input_id, total_m2)
+        for polygons in _polygons(strips, rows.measure, plan.region.window.width):
+            writer.add(*rows.of(polygons))
+        writer.finish()
+
+
+def _polygons(strips: Strips, measure: Callable[..., np.ndarray], width: int) -> Iterator[Polygons]:
+    confidence_HW: list[np.ndarray] = []
+    polygoniser = Polygoniser(width, lambda *run: measure(*run, *confidence_HW))
+    for strip_LHW in strips:
+        confidence_HW[:] = strip_LHW[1:]
+        yield polygoniser.push(strip_LHW[0])
+    confidence_HW[:] = [layer_HW[-1:] for layer_HW in confidence_HW]
+    yield polygoniser.finish()
+
+
+class _Rows:
+    """Makes the rows of the table from polygons."""
+
+    def __init__(self, plan: Plan, bundle: Bundle, input_id: str, total_m2: float | None):
+        window, grid = plan.region.window, plan.scene.grid
+        crs = grid.rasterio_crs
+        self._model_id, self._input_id = bundle.model_id, input_id
+        self._names = {entry.id: entry.name for entry in bundle.classes}
+        self._transform = grid.affine * Affine.translation(window.col, window.row)
+        self._confidence = "confidence" in plan.layers
+        self._areas: GroundRuns | None = None
+        self._lengths: GroundLengths | None = None
+        self._count = 0
+        if plan.scene.on_ground and crs and total_m2 is not None:
+            self._areas = GroundRuns(window, plan.shards(), COUNTED_ROWS, grid.affine, crs, total_m2)
+            self._lengths = GroundLengths.over(window, grid.affine, crs)
+
+    def measure(self, first_row: int, first_pixel: np.ndarray, last_pixel: np.ndarray, *confidence_HW: np.ndarray) -> np.ndarray:
+        """Pixels, area and confidence of runs: 3 x runs, zeros for what is not known."""
+        sums = np.zeros((3, len(first_pixel)), np.int64)
+        sums[0] = last_pixel - first_pixel
+        if self._areas and first_row < self._areas.region.height:
+            sums[1] = self._areas.areas(first_row, first_pixel, last_pixel)
+        for layer_HW in confidence_HW:
+            sums[2] = np.add.reduceat(layer_HW.reshape(-1), first_pixel, dtype=np.int64)
+        return sums
+
+    def of(self, polygons: Polygons) -> tuple[dict[str, pa.Array], np.ndarray]:
+        """The columns, and shapely polygons in the scene's coordinates."""
+        pixels, quanta, confidence = polygons.sums
+        count = len(pixels)
+        numbers = np.arange(self._count, self._count + count)
+        self._count += count
+        nothing = pa.nulls(count, pa.float64())
+        columns = {
+            "polygon_id": pa.array(numbers),
+            "class_id": pa.array(polygons.values),
+            "class_name": pa.array([self._names[value] for value in polygons.values.tolist()], pa.string()),
+            "area_m2": pa.array(quanta * self._areas.quantum_m2) if self._areas else nothing,
+            "perimeter_m": pa.array(self._perimeters(polygons, self._lengths)) if self._lengths else nothing,
+            "pixel_count": pa.array(pixels),
+            "mean_confidence": pa.array(confidence / pixels) if self._confidence else nothing,
+            "model_id": pa.array([self._model_id] * count, pa.string()),
+            "input_id": pa.array([self._input_id] * count, pa.string()),
+        }
+        return columns, self._geometries(polygons)
+
+    def _perimeters(self, polygons: Polygons, lengths: GroundLengths) -> np.ndarray:
+        rings = polygons.rings
+        if not len(rings.lengths):
+            return np.empty(0)
+        sides_m = lengths.lengths_m(rings.vertices_N2, rings.vertices_N2[rings.following()])
+        quanta = np.add.reduceat(np.rint(sides_m / LENGTH_QUANTUM_M).astype(np.int64), rings.starts)
+        total = np.zeros(len(polygons.values), np.int64)
+        np.add.at(total, rings.regions, quanta)
+        return total * LENGTH_QUANTUM_M
+
+    def _geometries(self, polygons: Polygons) -> np.ndarray:
+        """Each ring closed; turned round where the scene's second axis runs down, as its rows do."""
+        rings, counts = polygons.rings, polygons.ring_counts
+        closed = rings.closed(backward=self._transform.determinant > 0)
+        col, row = closed[:, 1].astype(np.float64), closed[:, 0].astype(np.float64)
+        x, y = self._transform * (col, row)
+        ends = np.append(0, np.cumsum(rings.lengths + 1))
+        return shapely.from_ragged_array(shapely.GeometryType.POLYGON, np.column_stack([x, y]), (ends, np.append(0, np.cumsum(counts))))
