@@ -74,7 +74,8 @@ def _chord(transform: Affine, crs: CRS, start: tuple[np.ndarray, np.ndarray], st
     """The vector from one point (row, col) to the other on the ellipsoid, in m a pixel: 3 x points."""
     points = []
     for row, col in (start, stop):
-        lon, lat = (np.radians(angle) for angle in to_lonlat(*(transform * (col, row)), crs))
+        x, y = transform * (col, row)
+        lon, lat = (np.radians(angle) for angle in to_lonlat(x, y, crs))
         normal = SEMI_MAJOR_M / np.sqrt(1 - (ECCENTRICITY * np.sin(lat)) ** 2)
         points.append(np.stack([
             normal * np.cos(lat) * np.cos(lon), normal * np.cos(lat) * np.sin(lon), normal * (1 - ECCENTRICITY**2) * np.sin(lat),

@@ -57,11 +57,17 @@ class GroundRuns:
         pieces = sorted((piece for window in self.windows if (piece := window.intersection(strip))), key=lambda piece: piece.col)
         found = [ground_areas(piece, self.transform, self.crs) for piece in pieces]
         quanta = np.rint(np.concatenate([areas.area_m2 for areas in found], axis=1) / self.quantum_m2).astype(np.int64)
-        edges = [piece.col - self.region.col + np.flatnonzero(np.diff(areas.col_cells, prepend=-1)) for piece, areas in zip(pieces, found, strict=True)]
-        starts = np.concatenate(edges)
-        cell_of_col = np.repeat(np.arange(len(starts), dtype=np.int32), np.diff(starts, append=self.region.width))
-        sums = np.cumsum(quanta * np.diff(starts, append=self.region.width), axis=1)
+        starts = np.concatenate(
+            [piece.col - self.region.col + _changes(areas.col_cells) for piece, areas in zip(pieces, found, strict=True)]
+        )
+        widths = np.diff(starts, append=self.region.width)
+        cell_of_col = np.repeat(np.arange(len(starts), dtype=np.int32), widths)
+        sums = np.cumsum(quanta * widths, axis=1)
         return _Table(found[0].row_cells, np.append(cell_of_col, len(starts) - 1), starts, quanta, np.pad(sums, ((0, 0), (1, 0))))
+
+
+def _changes(cells: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.diff(cells, prepend=-1))
 
 
 @dataclass(frozen=True)

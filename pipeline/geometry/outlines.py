@@ -55,7 +55,9 @@ class _Paths(NamedTuple):
         return self.vertices_N2[self.kept_before[start] : self.kept_before[stop]]
 
 
-def trace(corners: Corners, kept: np.ndarray | None, last_row_W: np.ndarray, regions: Regions, chains: Chains, first_row: int, outside: int) -> Traced:
+def trace(
+    corners: Corners, kept: np.ndarray | None, last_row_W: np.ndarray, regions: Regions, chains: Chains, first_row: int, outside: int
+) -> Traced:
     """Link the corners of a strip, and the chains that enter it. Vertices that are not `kept` are passed by.
 
     `last_row_W` is the strip's last row, `first_row` what to add to the corners' rows.
@@ -91,8 +93,8 @@ def _leaving(last_row_W: np.ndarray, outside: int) -> tuple[np.ndarray, np.ndarr
 def _link(col: np.ndarray, coming: np.ndarray, leaving: np.ndarray) -> np.ndarray:
     """The link that follows each one, -1 for none. Links are in row-major order."""
     following = np.full(len(col), -1, np.int32)
-    for heading, step in ((EAST, 1), (WEST, 1)):
-        following[np.flatnonzero(leaving == heading)] = np.flatnonzero(coming == heading)[::step]
+    for heading in (EAST, WEST):
+        following[leaving == heading] = np.flatnonzero(coming == heading)
     by_col = np.argsort(col.astype(np.uint16) if col.max(initial=0) < 2**16 else col, kind="stable")
     coming, leaving = coming[by_col], leaving[by_col]
     for heading in (NORTH, SOUTH):

@@ -69,9 +69,9 @@ class Polygoniser:
         traced = trace(corners, keep, values_HW[-1], regions, self._chains, self._row, self._outside)
         known = self._known(regions, values_HW.shape[1])
         seam, reaching = regions.seam()
-        number = np.full(regions.count, -1, np.int64)
-        number[reaching] = np.arange(seam.count)
-        whole = traced.rings.turned() if kept else traced.rings
+        number = np.full(regions.size, -1, np.int64)
+        number[reaching] = np.arange(seam.size)
+        whole = traced.rings.turned() if self._nodes_every else traced.rings
         polygons, held = self._assemble([whole, traced.closed], regions, known, number)
         self._holes = held
         self._chains = traced.chains._replace(regions=number[traced.chains.regions])
@@ -81,17 +81,17 @@ class Polygoniser:
     def finish(self) -> Polygons:
         """The polygons that reach the last row."""
         width = len(self._seam.values_W)
-        return self.push(np.full((1, width), self._outside, self._seam.values_W.dtype), (lambda row, _: row >= 0) if self._nodes_every else None)
+        return self.push(np.full((1, width), self._outside, self._seam.values_W.dtype))
 
     def _known(self, regions: Regions, width: int) -> _Open:
         """What is known of the strip's regions, those parts of them above it included."""
         first_pixel, last_pixel = regions.run_first[:-1], regions.run_first[1:]
         of_run, carried = regions.of_run, regions.carried
         measured = self._measure(self._row, first_pixel, last_pixel)
-        first = np.full(regions.count, np.iinfo(np.int64).max)
+        first = np.full(regions.size, np.iinfo(np.int64).max)
         first[of_run[::-1]] = first_pixel[::-1] + self._row * width
-        last_row = np.full(regions.count, -1)
-        sums = np.zeros((len(measured), regions.count), np.int64)
+        last_row = np.full(regions.size, -1)
+        sums = np.zeros((len(measured), regions.size), np.int64)
         if self._open:
             np.minimum.at(first, carried, self._open.first)
             np.maximum.at(last_row, carried, self._open.last_row)

@@ -11,11 +11,11 @@ from scipy.sparse.csgraph import connected_components
 
 
 class Seam(NamedTuple):
-    """The last row of the strip above: its values, and which of the `count` regions that reach it each pixel belongs to."""
+    """The last row of the strip above: its values, and which of the `size` regions that reach it each pixel belongs to."""
 
     values_W: np.ndarray
     region_W: np.ndarray  # int32
-    count: int
+    size: int
 
     @classmethod
     def above_all(cls, width: int, outside: int, dtype: npt.DTypeLike = np.uint8) -> Seam:
@@ -30,7 +30,7 @@ class Regions(NamedTuple):
     its top. Runs are in row-major order.
     """
 
-    count: int
+    size: int
     node_HW: np.ndarray  # int32, a row higher than the strip
     region_of_node: np.ndarray  # int32
     values: np.ndarray  # of each region
@@ -62,18 +62,18 @@ def find_regions(values_HW: np.ndarray, above: Seam) -> Regions:
     node_HW = np.empty((height + 1, width), np.int32)
     node_HW[0] = above.region_W
     np.cumsum(starts_HW, dtype=np.int32, out=node_HW[1:].reshape(-1))
-    node_HW[1:] += above.count - 1
+    node_HW[1:] += above.size - 1
     touching = np.flatnonzero((starts_HW[:-1] | starts_HW[1:]) & (values_HW[:-1] == values_HW[1:])) + width
     over_seam = np.flatnonzero(above.values_W == values_HW[0])
     upper = np.concatenate([over_seam, touching])
     run_first = np.append(np.flatnonzero(starts_HW), height * width)
     nodes = node_HW.reshape(-1)
-    region_of_node = _components(nodes[upper], nodes[upper + width], above.count + len(run_first) - 1)
+    region_of_node = _components(nodes[upper], nodes[upper + width], above.size + len(run_first) - 1)
     count = int(region_of_node.max()) + 1
     values = np.empty(count, values_HW.dtype)
     values[region_of_node[above.region_W]] = above.values_W
-    values[region_of_node[above.count :]] = values_HW.reshape(-1)[run_first[:-1]]
-    return Regions(count, node_HW, region_of_node, values, above.count, run_first)
+    values[region_of_node[above.size :]] = values_HW.reshape(-1)[run_first[:-1]]
+    return Regions(count, node_HW, region_of_node, values, above.size, run_first)
 
 
 def _components(one: np.ndarray, other: np.ndarray, nodes: int) -> np.ndarray:

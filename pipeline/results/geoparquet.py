@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
-BBOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")])
+from pipeline.results.tables import BBOX
+
 CORNERS = tuple(field.name for field in BBOX)
 
 
@@ -28,7 +29,7 @@ class GeoParquetWriter:
         self._schema, self._metadata, self._group = schema, dict(metadata), group
         self._crs = pyproj.CRS.from_wkt(wkt).to_json_dict() if wkt else None
         self._waiting: list[pa.Table] = []
-        self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
+        self._low = self._high = np.full(2, np.nan)
 
     def __enter__(self) -> GeoParquetWriter:
         return self
@@ -41,7 +42,7 @@ class GeoParquetWriter:
         if not len(geometries):
             return
         bounds = shapely.bounds(geometries)
-        self._bounds = np.concatenate([np.minimum(self._bounds[:2], bounds[:, :2].min(axis=0)), np.maximum(self._bounds[2:], bounds[:, 2:].max(axis=0))])
+        self._low, self._high = np.fmin(self._low, bounds[:, :2].min(axis=0)), np.fmax(self._high, bounds[:, 2:].max(axis=0))
         made = {
             "geometry": pa.array(shapely.to_wkb(geometries, byte_order=1, flavor="iso"), pa.binary()),
             "bbox": pa.StructArray.from_arrays([pa.array(bound) for bound in bounds.T], fields=list(BBOX)),
@@ -67,6 +68,6 @@ class GeoParquetWriter:
             "encoding": "WKB", "geometry_types": ["Polygon"], "crs": self._crs, "orientation": "counterclockwise", "edges": "planar",
             "covering": {"bbox": {name: ["bbox", name] for name in CORNERS}},
         }  # fmt: skip
-        if np.isfinite(self._bounds).all():
-            column["bbox"] = self._bounds.tolist()
+        if np.isfinite(self._low).all():
+            column["bbox"] = [*self._low.tolist(), *self._high.tolist()]
         return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}

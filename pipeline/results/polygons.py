@@ -7,11 +7,11 @@ polygon that covers the scene is kept until it ends: 8 bytes a vertex, and about
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,12 +30,13 @@ from pipeline.imagery.raster import opened_dataset
 from pipeline.imagery.storage import Place
 from pipeline.inference.part import COUNTED_ROWS
 from pipeline.inference.plan import Plan
-from pipeline.models.bundle import NODATA, Bundle
+from pipeline.models.bundle import Bundle
 from pipeline.results.geoparquet import GeoParquetWriter
 from pipeline.results.tables import POLYGONS
 
 STRIP_PIXELS = 2**22  # about 25 bytes each while a strip is worked on
 ROW_GROUP = 2**15
+FOOTER_END = 8  # bytes of a Parquet file: the length of its footer, and PAR1
 LENGTH_QUANTUM_M = 2.0**-20  # lengths are summed in whole numbers, in whatever order
 
 
@@ -54,8 +55,8 @@ class PolygonOptions:
 def polygons_made_from(path: Place) -> tuple[str, PolygonOptions] | None:
     """The input and the options that a file of polygons was made from; None where there is none."""
     try:
-        with storage.opened(path) as file:
-            metadata = pq.read_metadata(file).metadata or {}
+        footer = int.from_bytes(storage.end_of(path, FOOTER_END)[:4], "little") + FOOTER_END
+        metadata = pq.read_metadata(pa.BufferReader(storage.end_of(path, footer))).metadata or {}
         return metadata[b"input_id"].decode(), PolygonOptions(**json.loads(metadata[b"options"]))
     except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError):
         return None
@@ -77,10 +78,10 @@ class Strips(NamedTuple):
 
 
 def write_polygons(
-    target: Path, plan: Plan, bundle: Bundle, folder: Place, input_id: str, total_m2: float | None, options: PolygonOptions = PolygonOptions(),
-    strip_rows: int | None = None,
+    target: Path, plan: Plan, bundle: Bundle, folder: Place, input_id: str, rows: Sequence[Mapping[str, Any]],
+    options: PolygonOptions = PolygonOptions(), strip_rows: int | None = None,
 ) -> None:  # fmt: skip
-    """Write the polygons of the published mask in `folder`, whose classes cover `total_m2` on the ground, to the file `target`.
+    """Write the polygons of the published mask in `folder`, whose table of areas holds `rows`, to the file `target`.
 
     The same mask and options give the same bytes, whatever the rows of a strip.
     """
@@ -91,9 +92,9 @@ def write_polygons(
         metadata = {"input_id": input_id, "options": options.label()}
         wkt = plan.scene.grid.crs
         writer = opened.enter_context(GeoParquetWriter(target, POLYGONS, wkt, metadata, ROW_GROUP, ["class_name", "model_id", "input_id"]))
-        rows = _Rows(plan, bundle, input_id, total_m2)
-        for polygons in _polygons(strips, rows.measure, plan.region.window.width):
-            writer.add(*rows.of(polygons))
+        made = _Rows(plan, bundle, input_id, sum(row["area_m2"] or 0.0 for row in rows))
+        for polygons in _polygons(strips, made.measure, plan.region.window.width):
+            writer.add(*made.of(polygons))
         writer.finish()
 
 
@@ -110,7 +111,7 @@ def _polygons(strips: Strips, measure: Callable[..., np.ndarray], width: int) ->
 class _Rows:
     """Makes the rows of the table from polygons."""
 
-    def __init__(self, plan: Plan, bundle: Bundle, input_id: str, total_m2: float | None):
+    def __init__(self, plan: Plan, bundle: Bundle, input_id: str, total_m2: float):
         window, grid = plan.region.window, plan.scene.grid
         crs = grid.rasterio_crs
         self._model_id, self._input_id = bundle.model_id, input_id
@@ -120,7 +121,7 @@ class _Rows:
         self._areas: GroundRuns | None = None
         self._lengths: GroundLengths | None = None
         self._count = 0
-        if plan.scene.on_ground and crs and total_m2 is not None:
+        if plan.scene.on_ground and crs:
             self._areas = GroundRuns(window, plan.shards(), COUNTED_ROWS, grid.affine, crs, total_m2)
             self._lengths = GroundLengths.over(window, grid.affine, crs)
 
