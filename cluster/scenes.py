@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -91,11 +91,11 @@ class SceneWork:
 
 
 def open_scenes(
-    places: Sequence[str], bundle: Bundle, area: Area | None, trusted: bool = False
+    places: Sequence[str], bundle: Bundle, area: Area | None, trusted: bool = False, check: Callable[[Scene], None] | None = None
 ) -> tuple[list[OpenedScene], dict[str, str]]:
     """Open the scenes that `places` name. Returns those that can be segmented, and why each of the others cannot.
 
-    Those that are `trusted` may follow what they name (`pipeline/imagery/formats`).
+    Those that are `trusted` may follow what they name (`pipeline/imagery/formats`). `check` may raise Refused for a scene.
 
     Scenes outside the region are left out. Raises Refused where none is left.
     """
@@ -110,6 +110,8 @@ def open_scenes(
                 outside.append(f"{source.uri}: lies outside the region that was asked for")
                 continue
             check_scaling(scene, bundle.bands)
+            if check:
+                check(scene)
             opened.append(OpenedScene(scene, region))
         except Refused as error:
             refusals[source.uri] = str(error)

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rasterio.errors import NotGeoreferencedWarning
@@ -36,7 +37,7 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import REFERENCE, check_precision
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.models.layers import layers_of
-from pipeline.results.polygons import PolygonOptions
+from pipeline.results.polygons import PolygonOptions, check_options
 from pipeline.results.publish import TABLES, published_rows
 from pipeline.results.summary import summary
 
@@ -76,7 +77,8 @@ def segment_region(options: argparse.Namespace) -> int:
     for note in storage.check_writable(request.out):
         print(f"note: {note}", file=sys.stderr)
     compare_dataset(request.out, description)
-    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt)
+    check = partial(check_options, options=request.polygons) if request.polygons else None
+    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt, check)
     print_notes(scenes, refusals, bundle)
     if options.dry_run:
         print_plans(scenes, bundle, request)

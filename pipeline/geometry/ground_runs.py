@@ -36,8 +36,10 @@ class GroundRuns:
 
     def areas(self, first_row: int, first_pixel: np.ndarray, last_pixel: np.ndarray) -> np.ndarray:
         """The quanta in each run of a strip that begins in the raster's row `first_row`: int64. Runs are told by where in the
-        strip they start and end, row by row, and are in order."""
+        strip they start and end, row by row, and are in order; below the raster they cover nothing."""
         width = self.region.width
+        if first_row >= self.region.height:
+            return np.zeros(len(first_pixel), np.int64)
         row, start = np.divmod(first_pixel, width)
         stop, row = start + (last_pixel - first_pixel), row + first_row
         areas = np.empty(len(row), np.int64)

@@ -16,7 +16,6 @@ from pipeline.geometry.regions import Regions, Seam, find_regions
 from pipeline.geometry.rings import Rings, joined
 
 Measure = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
-Kept = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Polygons(NamedTuple):
@@ -48,8 +47,7 @@ class Polygoniser:
 
     `measure` gives int64 sums for runs of pixels, measures x runs, by the first row of the strip, and by where in the strip each
     run starts and ends, row by row. Pixels of the value `outside` are in no polygon. With `nodes_every` outlines have vertices
-    where others meet them, and on rows that are multiples of it; of the vertices only those stay for which `kept`, by row and col,
-    is true.
+    where others meet them, and on rows that are multiples of it.
     """
 
     def __init__(self, width: int, measure: Measure, *, outside: int = 255, nodes_every: int | None = None, dtype: type = np.uint8):
@@ -60,12 +58,12 @@ class Polygoniser:
         self._holes: list[Rings] = []  # of regions that are open
         self._open: _Open | None = None
 
-    def push(self, values_HW: np.ndarray, kept: Kept | None = None) -> Polygons:
-        """The polygons that end above the last row of the next strip."""
+    def push(self, values_HW: np.ndarray, kept_HW: np.ndarray | None = None) -> Polygons:
+        """The polygons that end above the last row of the next strip. Of their vertices only those stay that are `kept`."""
         regions = find_regions(values_HW, self._seam)
         extended_HW = np.concatenate([self._seam.values_W[None], values_HW])
         corners = find_corners(extended_HW, regions, self._outside, self._nodes_every, self._row)
-        keep = kept(corners.row + self._row, corners.col) if kept else None
+        keep = kept_HW[corners.row, corners.col] if kept_HW is not None else None
         traced = trace(corners, keep, values_HW[-1], regions, self._chains, self._row, self._outside)
         known = self._known(regions, values_HW.shape[1])
         seam, reaching = regions.seam()

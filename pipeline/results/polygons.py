@@ -7,31 +7,33 @@ polygon that covers the scene is kept until it ends: 8 bytes a vertex, and about
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from rasterio.io import DatasetReader
 from rasterio.transform import Affine
-from rasterio.windows import Window as RasterWindow
 
+from pipeline.errors import Refused
 from pipeline.geometry.ground_lengths import GroundLengths
 from pipeline.geometry.ground_runs import GroundRuns
 from pipeline.geometry.polygons import Polygoniser, Polygons
-from pipeline.geometry.windows import BLOCK
+from pipeline.geometry.simplify import as_shapes, kept_vertices
+from pipeline.geometry.windows import BLOCK, ceil_to
 from pipeline.imagery import storage
-from pipeline.imagery.raster import opened_dataset
+from pipeline.imagery.raster import Scene, opened_dataset
 from pipeline.imagery.storage import Place
 from pipeline.inference.part import COUNTED_ROWS
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import Bundle
 from pipeline.results.geoparquet import GeoParquetWriter
+from pipeline.results.mask_strips import Strips, raster_strips, sieved
 from pipeline.results.tables import POLYGONS
 
 STRIP_PIXELS = 2**22  # about 25 bytes each while a strip is worked on
@@ -62,49 +64,49 @@ def polygons_made_from(path: Place) -> tuple[str, PolygonOptions] | None:
         return None
 
 
-class Strips(NamedTuple):
-    """A raster's rows, at most `rows` at a time, read by rows of its blocks: arrays of layers x rows x width."""
-
-    datasets: list[DatasetReader]
-    rows: int
-
-    def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]
-        height, width = self.datasets[0].shape
-        for top in range(0, height, BLOCK):
-            window = RasterWindow(0, top, width, min(BLOCK, height - top))
-            slab_LHW = np.stack([dataset.read(1, window=window) for dataset in self.datasets])
-            for row in range(0, slab_LHW.shape[1], self.rows):
-                yield slab_LHW[:, row : row + self.rows]
-
-
 def write_polygons(
     target: Path, plan: Plan, bundle: Bundle, folder: Place, input_id: str, rows: Sequence[Mapping[str, Any]],
     options: PolygonOptions = PolygonOptions(), strip_rows: int | None = None,
 ) -> None:  # fmt: skip
     """Write the polygons of the published mask in `folder`, whose table of areas holds `rows`, to the file `target`.
 
-    The same mask and options give the same bytes, whatever the rows of a strip.
+    The same mask and options give the same bytes, whatever the rows of a strip. Raises Refused where options are in metres and the
+    scene has no place on the ground.
     """
+    check_options(plan.scene, options)
+    width = plan.region.window.width
+    strip_rows = strip_rows or max(1, STRIP_PIXELS // width)
+    if options.simplify_m:
+        strip_rows = ceil_to(strip_rows, BLOCK)  # whole bands
+    made = _Rows(plan, bundle, input_id, sum(row["area_m2"] or 0.0 for row in rows))
     with ExitStack() as opened:
-        layers = [layer for layer in ("mask", "confidence") if layer in plan.layers]
-        datasets = [opened.enter_context(opened_dataset(folder / f"{layer}.tif")) for layer in layers]
-        strips = Strips(datasets, strip_rows or max(1, STRIP_PIXELS // plan.region.window.width))
+        mask, *confidence = (
+            raster_strips(opened.enter_context(opened_dataset(folder / f"{layer}.tif")), strip_rows)
+            for layer in ("mask", "confidence") if layer in plan.layers
+        )  # fmt: skip
+        if options.min_area_m2:
+            scratch = target.with_name(f"{target.name}.sieve.tmp")
+            mask = opened.enter_context(sieved(mask, width, made.areas, made.quanta(options.min_area_m2), scratch))
         metadata = {"input_id": input_id, "options": options.label()}
-        wkt = plan.scene.grid.crs
-        writer = opened.enter_context(GeoParquetWriter(target, POLYGONS, wkt, metadata, ROW_GROUP, ["class_name", "model_id", "input_id"]))
-        made = _Rows(plan, bundle, input_id, sum(row["area_m2"] or 0.0 for row in rows))
-        for polygons in _polygons(strips, made.measure, plan.region.window.width):
+        repeated = ["class_name", "model_id", "input_id"]
+        writer = opened.enter_context(GeoParquetWriter(target, POLYGONS, plan.scene.grid.crs, metadata, ROW_GROUP, repeated))
+        for polygons in _polygons(mask, confidence, made, width, options.simplify_m / (plan.scene.resolution_m or 1)):
             writer.add(*made.of(polygons))
         writer.finish()
 
 
-def _polygons(strips: Strips, measure: Callable[..., np.ndarray], width: int) -> Iterator[Polygons]:
-    confidence_HW: list[np.ndarray] = []
-    polygoniser = Polygoniser(width, lambda *run: measure(*run, *confidence_HW))
-    for strip_LHW in strips:
-        confidence_HW[:] = strip_LHW[1:]
-        yield polygoniser.push(strip_LHW[0])
-    confidence_HW[:] = [layer_HW[-1:] for layer_HW in confidence_HW]
+def check_options(scene: Scene, options: PolygonOptions) -> None:
+    """Raise Refused where what was asked for takes a place on the ground, which the scene has not."""
+    for option, value in (("min-area", options.min_area_m2), ("simplify", options.simplify_m)):
+        if value and not scene.on_ground:
+            raise Refused(f"{scene.uri}: has no place on the ground, so --{option} {value:g} cannot be measured: leave it out")
+
+
+def _polygons(mask: Strips, confidence: Sequence[Strips], made: _Rows, width: int, tolerance_px: float) -> Iterator[Polygons]:
+    layers_HW: list[np.ndarray] = []
+    polygoniser = Polygoniser(width, lambda *runs: made.measure(*runs, *layers_HW), nodes_every=BLOCK if tolerance_px else None)
+    for mask_HW, *layers_HW[:] in zip(mask(), *(strips() for strips in confidence), strict=True):
+        yield polygoniser.push(mask_HW, kept_vertices(mask_HW, tolerance_px) if tolerance_px else None)
     yield polygoniser.finish()
 
 
@@ -125,11 +127,21 @@ class _Rows:
             self._areas = GroundRuns(window, plan.shards(), COUNTED_ROWS, grid.affine, crs, total_m2)
             self._lengths = GroundLengths.over(window, grid.affine, crs)
 
+    def quanta(self, area_m2: float) -> int:
+        """An area in the unit of `areas`."""
+        assert self._areas
+        return math.ceil(area_m2 / self._areas.quantum_m2)
+
+    def areas(self, first_row: int, first_pixel: np.ndarray, last_pixel: np.ndarray) -> np.ndarray:
+        """The areas of runs, 1 x runs."""
+        assert self._areas
+        return self._areas.areas(first_row, first_pixel, last_pixel)[None]
+
     def measure(self, first_row: int, first_pixel: np.ndarray, last_pixel: np.ndarray, *confidence_HW: np.ndarray) -> np.ndarray:
         """Pixels, area and confidence of runs: 3 x runs, zeros for what is not known."""
         sums = np.zeros((3, len(first_pixel)), np.int64)
         sums[0] = last_pixel - first_pixel
-        if self._areas and first_row < self._areas.region.height:
+        if self._areas:
             sums[1] = self._areas.areas(first_row, first_pixel, last_pixel)
         for layer_HW in confidence_HW:
             sums[2] = np.add.reduceat(layer_HW.reshape(-1), first_pixel, dtype=np.int64)
@@ -166,10 +178,6 @@ class _Rows:
         return total * LENGTH_QUANTUM_M
 
     def _geometries(self, polygons: Polygons) -> np.ndarray:
-        """Each ring closed; turned round where the scene's second axis runs down, as its rows do."""
-        rings, counts = polygons.rings, polygons.ring_counts
-        closed = rings.closed(backward=self._transform.determinant > 0)
-        col, row = closed[:, 1].astype(np.float64), closed[:, 0].astype(np.float64)
-        x, y = self._transform * (col, row)
-        ends = np.append(0, np.cumsum(rings.lengths + 1))
-        return shapely.from_ragged_array(shapely.GeometryType.POLYGON, np.column_stack([x, y]), (ends, np.append(0, np.cumsum(counts))))
+        """In the scene's coordinates; turned round where their second axis runs down, as rows do."""
+        shapes = as_shapes(polygons, backward=self._transform.determinant > 0)
+        return shapely.transform(shapes, lambda col_row: np.column_stack(self._transform * tuple(col_row.T)))
