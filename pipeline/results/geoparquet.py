@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,12 +21,16 @@ CORNERS = tuple(field.name for field in BBOX)
 class GeoParquetWriter:
     """A file of one geometry column, `geometry`, of polygons whose outlines run counterclockwise.
 
-    Every row group holds `group` rows; the last what is left. `repeated` are columns of few values.
+    Every row group holds `group` rows; the last what is left. `repeated` are columns of few values, `kinds` what
+    geometries there are.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, wkt: str | None, metadata: Mapping[str, str], group: int, repeated: list[str]):
-        self._file = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated)
-        self._schema, self._metadata, self._group = schema, dict(metadata), group
+    def __init__(
+        self, path: Path, schema: pa.Schema, wkt: str | None, metadata: Mapping[str, str], group: int, repeated: list[str],
+        kinds: Sequence[str] = ("Polygon",),
+    ):  # fmt: skip
+        self._file = pq.ParquetWriter(path, schema.with_metadata(dict(metadata)), compression="zstd", use_dictionary=repeated)
+        self._schema, self._group, self._kinds = schema, group, list(kinds)
         self._crs = pyproj.CRS.from_wkt(wkt).to_json_dict() if wkt else None
         self._waiting: list[pa.Table] = []
         self._low = self._high = np.full(2, np.nan)
@@ -52,10 +56,10 @@ class GeoParquetWriter:
             self._write(self._group)
 
     def finish(self) -> None:
-        """Write what waits, and the metadata."""
+        """Write what waits, and what is known of the geometry then."""
         if self._waiting:
             self._write(self._group)
-        self._file.add_key_value_metadata({"geo": json.dumps(self._geo()), **self._metadata})
+        self._file.add_key_value_metadata({"geo": json.dumps(self._geo())})
 
     def _write(self, rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
@@ -65,7 +69,7 @@ class GeoParquetWriter:
 
     def _geo(self) -> dict[str, object]:
         column: dict[str, object] = {
-            "encoding": "WKB", "geometry_types": ["Polygon"], "crs": self._crs, "orientation": "counterclockwise", "edges": "planar",
+            "encoding": "WKB", "geometry_types": self._kinds, "crs": self._crs, "orientation": "counterclockwise", "edges": "planar",
             "covering": {"bbox": {name: ["bbox", name] for name in CORNERS}},
         }  # fmt: skip
         if np.isfinite(self._low).all():
