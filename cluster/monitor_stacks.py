@@ -22,8 +22,9 @@ Dated = tuple[date, Scene]
 
 def stacked(
     sources: Iterable[Source], recipe: Recipe, folder: Place, until: date | None, failed: dict[str, str], *, build: bool
-) -> list[Source]:
-    """The stacks of all seasons that are over (on `until`, or by the newest scene), as scenes of the last day of each; what cannot be used is added to `failed`, in place.
+) -> list[Source]:  # fmt: skip
+    """The stacks of all seasons that are over, on `until` or by the newest scene, as scenes of the last day of each; what cannot be
+    used is added to `failed`, in place.
 
     Without `build` only those that are there are returned, and the others printed.
     """

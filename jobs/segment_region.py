@@ -9,12 +9,14 @@ A run that is killed anywhere is finished by starting it again: it does only wha
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rasterio.errors import NotGeoreferencedWarning
@@ -37,6 +39,7 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import REFERENCE, check_precision
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.models.layers import layers_of
+from pipeline.results.polygons import PolygonOptions, check_options
 from pipeline.results.publish import PARCELS_FOLDER, TABLES, published_rows
 from pipeline.results.scene_parcels import check_parcels, publish_parcels
 from pipeline.results.summary import summary
@@ -78,7 +81,8 @@ def segment_region(options: argparse.Namespace) -> int:
     for note in storage.check_writable(request.out):
         print(f"note: {note}", file=sys.stderr)
     compare_dataset(request.out, description)
-    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt)
+    check = partial(check_options, options=request.polygons) if request.polygons else None
+    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt, check)
     lost = check_parcels(options.parcels, parcels, [opened.scene for opened in scenes]) if parcels else []
     print_notes(scenes, refusals, bundle)
     for note in (*parcels.notes, *lost) if parcels else ():
@@ -132,7 +136,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     region = parser.add_mutually_exclusive_group()
     region.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="only this box, in degrees (EPSG:4326)")
     region.add_argument("--aoi", metavar="FILE", help="only inside the polygons of this vector file, in the CRS it declares")
-    parser.add_argument("--save", metavar="LAYERS", help="mask,confidence,probabilities (default: mask); of a number a pixel: value")
+    parser.add_argument(
+        "--save", metavar="LAYERS", help="mask,confidence,probabilities,polygons (default: mask); of a number a pixel: value"
+    )
+    parser.add_argument("--min-area", type=float, metavar="M2", help="polygons: smaller regions join the neighbour with the longest border")
+    parser.add_argument("--simplify", type=float, metavar="M", help="polygons: smooth borders, which stay shared, by about so many metres")
     parser.add_argument("--parcels", metavar="FILE", help="polygons, such as fields: a table of what is in each; local or s3://")
     parser.add_argument("--parcel-id", metavar="COLUMN", help="the column with their ids (default: id, or another that is well known)")
     parser.add_argument("--workers", default="auto", metavar="N", help="actors, one a core or GPU (default: auto)")
@@ -161,7 +169,9 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
         raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
     if options.memory is not None and not options.memory > 0:
         raise Refused(f"--memory {options.memory:g}: must be above 0 GB")
-    layers = layers_of(bundle, [layer.strip() for layer in (options.save or bundle.layer).split(",")])
+    asked = [layer.strip() for layer in (options.save or bundle.layer).split(",")]
+    polygons = read_polygons(options, asked)
+    layers = layers_of(bundle, [layer for layer in asked if layer != "polygons" or bundle.target])
     settings = Settings(
         precision=options.precision, tile=number("tile", options.tile), halo=number("halo", options.halo, "auto", "exact"),
         shard=number("shard", options.shard), layers=layers,
@@ -169,8 +179,19 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
     return Request(
         out=storage.place_of(options.output), settings=settings, workers=number("workers", options.workers),
         batch=number("batch", options.batch), memory_bytes=int(options.memory * 1e9) if options.memory else None,
-        fresh=options.fresh, accept_partial=options.accept_partial, access=access,
+        fresh=options.fresh, accept_partial=options.accept_partial, polygons=polygons, access=access,
     )  # fmt: skip
+
+
+def read_polygons(options: argparse.Namespace, asked: Sequence[str]) -> PolygonOptions | None:
+    """How polygons are made, if they were asked for. Raises Refused, naming the option."""
+    given = {"min-area": options.min_area, "simplify": options.simplify}
+    for option, value in given.items():
+        if value is not None and "polygons" not in asked:
+            raise Refused(f"--{option} {value:g}: is of polygons: add --save polygons")
+        if value is not None and not 0 <= value < math.inf:
+            raise Refused(f"--{option} {value:g}: must be 0 or above")
+    return PolygonOptions(options.min_area or 0.0, options.simplify or 0.0) if "polygons" in asked else None
 
 
 def number(option: str, text: str, *words: str) -> Any:
