@@ -49,7 +49,7 @@ def test_geopandas_and_duckdb_open_it(tmp_path: Path):
     geo = json.loads(meta[b"geo"])
     assert geo["version"] == "1.1.0" and geo["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
     assert meta[b"schema_version"].decode() == MONITORING_SCHEMA_VERSION and table_input_id(tmp_path / "out.parquet") == "abc"
-    west, south, east, north = frame.total_bounds
+    west, _, east, north = frame.total_bounds
     found = duckdb.sql(
         f"SELECT parcel_id, bbox.xmin, bbox.ymax FROM '{tmp_path / 'out.parquet'}'"
         f" WHERE bbox.xmin <= {frame.geometry[0].bounds[0]} AND bbox.ymax < {north} ORDER BY parcel_id"
