@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -20,11 +21,13 @@ from pipeline.imagery.composites import recipe_of
 from pipeline.imagery.parcels import Parcels, read_parcels
 from pipeline.imagery.storage import Place
 from pipeline.results.mosaic import collection_input_id, item_collection, write_index
+from pipeline.results.over_time import write_over_time
+from pipeline.results.parcel_geometry import write_districts, write_parcel_geometry
 from pipeline.results.parcel_tables import MadeFrom, indices_table, parcels_table
 from pipeline.results.region_areas import Districts, count_region, region_areas_table
 from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
 from pipeline.results.seen import SeenScene
-from pipeline.results.tables import write_monitoring
+from pipeline.results.tables import MONITORING_SCHEMA_VERSION, write_monitoring
 from pipeline.results.zonal import Coverages, parcel_statistics
 
 
@@ -49,6 +52,8 @@ class Made:
     days: list[date] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)  # dates that stay as they were
+    flips: int | None = None  # changes of class in all, where they were looked for
+    drops: int | None = None  # of an index
 
 
 def read_ground(watch: Watch) -> Ground:
@@ -157,4 +162,28 @@ def _districts(ground: Ground) -> Districts:
 
 
 def make_over_time(watch: Watch, model: Model, ground: Ground, made: Made) -> bool:
-    return False
+    """Make what follows from all dates, where it is not current; False where it was. What cannot be made is added to `made`, in place."""
+    try:
+        placed = _place_parcels(watch, model, ground)
+        found = write_over_time(model.results, watch.region, watch.over_time, model.bundle.model_id)
+    except (Refused, Unreadable) as error:
+        made.failed["over time"] = str(error)
+        return False
+    made.flips, made.drops = found.flips, found.drops
+    return found.made or placed
+
+
+def _place_parcels(watch: Watch, model: Model, ground: Ground) -> bool:
+    """Write where parcels and districts are, unless that is there; False where it was."""
+    parcels, districts = ground.parcels, ground.districts
+    content = f"{MONITORING_SCHEMA_VERSION} {parcels.parcels_id} {districts.parcels_id if districts else None}"
+    input_id = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def put(kind: str, write: Callable[[Path], object]) -> bool:
+        return publish_table(table_of(model.results, kind, None, watch.region), input_id, write)
+
+    written = put("parcel_geometry", lambda file: write_parcel_geometry(file, parcels, districts, input_id))
+    if districts is None:
+        storage.remove(table_of(model.results, "districts", None, watch.region))
+        return written
+    return put("districts", lambda file: write_districts(file, districts, input_id)) or written

@@ -132,6 +132,11 @@ def opened(place: Place) -> BinaryIO:
     return io.BytesIO(s3.read(place)) if isinstance(place, Remote) else place.open("rb")
 
 
+def sought(place: Place) -> BinaryIO:
+    """A file of which only parts are read: of a bucket's, the ranges that are asked for. Raises FileNotFoundError and other OSErrors."""
+    return s3.sought(place) if isinstance(place, Remote) else place.open("rb")
+
+
 def start_of(place: Place, size: int) -> bytes:
     """The first `size` bytes of a file."""
     if isinstance(place, Remote):

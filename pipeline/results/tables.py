@@ -341,7 +341,7 @@ def read_rows(path: Place) -> list[dict[str, Any]]:
 def table_input_id(path: Place) -> str | None:
     """The input that a table was made from; None where there is no table."""
     try:
-        with storage.opened(path) as file:
+        with storage.sought(path) as file:
             metadata = pq.read_schema(file).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
