@@ -111,7 +111,7 @@ def look(watch: Watch, model: Model, request: Request, newest: date | None = Non
     seen = Seen(failed=dict(found.refused), superseded=found.superseded, listed=found.listed)
     sources = found.sources
     if recipe:
-        sources = stacked(sources, recipe, model.folder / "stacks", seen.failed, build=build)
+        sources = stacked(sources, recipe, model.folder / "stacks", asked.until, seen.failed, build=build)
     for source in sources:
         try:
             _open(source, watch, model, request, seen)

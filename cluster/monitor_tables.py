@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.monitor import Model, Seen, dated_scenes, with_indices
@@ -20,12 +22,14 @@ from pipeline.imagery.composites import recipe_of
 from pipeline.imagery.parcels import Parcels, read_parcels
 from pipeline.imagery.storage import Place
 from pipeline.results.mosaic import collection_input_id, item_collection, write_index
+from pipeline.results.over_time import write_over_time
+from pipeline.results.parcel_geometry import write_districts, write_parcel_geometry
 from pipeline.results.parcel_tables import MadeFrom, indices_table, parcels_table
 from pipeline.results.region_areas import Districts, count_region, region_areas_table
 from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
 from pipeline.results.seen import SeenScene
-from pipeline.results.tables import write_monitoring
-from pipeline.results.zonal import Coverages, parcel_statistics
+from pipeline.results.tables import MONITORING_SCHEMA_VERSION, write_monitoring
+from pipeline.results.zonal import OUTSIDE, Coverages, parcel_statistics
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Made:
     days: list[date] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)  # dates that stay as they were
+    outside: list[str] = field(default_factory=list)  # parcels that no scene of these dates reaches
+    flips: int | None = None  # changes of class in all, where they were looked for
+    drops: int | None = None  # of an index
 
 
 def read_ground(watch: Watch) -> Ground:
@@ -82,6 +89,7 @@ def _collection(watch: Watch, model: Model, day: date) -> Place:
 def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground) -> Made:
     """Make the tables of every date whose scenes, or what it is told by, changed."""
     made, about = Made(), made_with(watch, model, ground)
+    reached_P = np.zeros(len(ground.parcels), bool)
     for day, scenes in dated_scenes(seen).items():
         input_id = input_id_of(scenes, about)
         if collection_input_id(_collection(watch, model, day)) == input_id:
@@ -90,11 +98,12 @@ def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground) -> Made:
             made.kept[day.isoformat()] = why
             continue
         try:
-            _make_date(watch, model, seen, ground, day, scenes, input_id)
+            reached_P |= _make_date(watch, model, seen, ground, day, scenes, input_id)
         except (Unreadable, Refused) as error:
             made.failed[day.isoformat()] = str(error)
             continue
         made.days.append(day)
+    made.outside = [str(name) for name in ground.parcels.ids[~reached_P]] if made.days else []
     return made
 
 
@@ -112,8 +121,11 @@ def _incomplete(collection: Place, day: date, seen: Seen) -> str | None:
 
 def _make_date(
     watch: Watch, model: Model, seen: Seen, ground: Ground, day: date, scenes: Sequence[DatedScene], input_id: str
-) -> None:  # fmt: skip
-    """The areas of region and districts, the tables of parcels, the mosaic's index; its item collection comes last: then all is there."""
+) -> np.ndarray:  # fmt: skip
+    """The areas of region and districts, the tables of parcels, the mosaic's index; its item collection comes last: then all is there.
+
+    Returns which parcels its scenes reach.
+    """
     folder = model.folder / "mosaics" / f"date={day}"
     districts = _districts(ground)
 
@@ -137,6 +149,7 @@ def _make_date(
         write_index(scenes, "mask", finished)
         storage.publish(finished, folder / finished.name)
     storage.replace_json(_collection(watch, model, day), item_collection(scenes, input_id))
+    return found.state_P != OUTSIDE
 
 
 def _seen(watch: Watch, model: Model, seen: Seen, dated: DatedScene) -> SeenScene:
@@ -157,4 +170,28 @@ def _districts(ground: Ground) -> Districts:
 
 
 def make_over_time(watch: Watch, model: Model, ground: Ground, made: Made) -> bool:
-    return False
+    """Make what follows from all dates, where it is not current; False where it was. What cannot be made is added to `made`, in place."""
+    try:
+        placed = _place_parcels(watch, model, ground)
+        found = write_over_time(model.results, watch.region, watch.over_time, model.bundle.model_id)
+    except (Refused, Unreadable) as error:
+        made.failed["over time"] = str(error)
+        return False
+    made.flips, made.drops = found.flips, found.drops
+    return found.made or placed
+
+
+def _place_parcels(watch: Watch, model: Model, ground: Ground) -> bool:
+    """Write where parcels and districts are, unless that is there; False where it was."""
+    parcels, districts = ground.parcels, ground.districts
+    content = f"{MONITORING_SCHEMA_VERSION} {parcels.parcels_id} {districts.parcels_id if districts else None}"
+    input_id = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def put(kind: str, write: Callable[[Path], object]) -> bool:
+        return publish_table(table_of(model.results, kind, None, watch.region), input_id, write)
+
+    written = put("parcel_geometry", lambda file: write_parcel_geometry(file, parcels, districts, input_id))
+    if districts is None:
+        storage.remove(table_of(model.results, "districts", None, watch.region))
+        return written
+    return put("districts", lambda file: write_districts(file, districts, input_id)) or written

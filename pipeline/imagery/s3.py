@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ MOST_PARTS = 9000  # S3 allows 10,000
 CONFLICTS = 5  # attempts where a store answers 409: two conditional writes met
 PAGE = 1000  # names in an answer to a listing
 ATTEMPTS = 8  # of a request, over 10 s
+RANGE = 2**17  # bytes asked for at once where parts of an object are read
 GDAL_RETRIES = 5
 WRITER = "tilewright-writer"  # metadata of an object: who put it
 
@@ -118,6 +119,21 @@ def read(place: Remote, size: int | None = None) -> bytes:
     """The bytes of an object, or the first `size` of them. Raises FileNotFoundError and other OSErrors."""
     with _told(place):
         return _filesystem().cat_file(f"{place.bucket}/{place.key}", start=None if size is None else 0, end=size)
+
+
+def sought(place: Remote) -> BinaryIO:
+    """An object, to be read in ranges. Raises FileNotFoundError and other OSErrors."""
+    with _told(place):
+        return cast(BinaryIO, _filesystem().open(f"{place.bucket}/{place.key}", "rb", block_size=RANGE))
+
+
+def read_end(place: Remote, size: int) -> bytes:
+    """The last `size` bytes of an object, or all of a smaller one. Raises FileNotFoundError and other OSErrors."""
+    found = look(place)
+    if found is None:
+        raise FileNotFoundError(f"{place}: no such object")
+    with _told(place):
+        return _filesystem().cat_file(f"{place.bucket}/{place.key}", start=max(0, found.size - size), end=found.size)
 
 
 def fetch(place: Remote, target: Path) -> None:

@@ -132,12 +132,26 @@ def opened(place: Place) -> BinaryIO:
     return io.BytesIO(s3.read(place)) if isinstance(place, Remote) else place.open("rb")
 
 
+def sought(place: Place) -> BinaryIO:
+    """A file of which only parts are read: of a bucket's, the ranges that are asked for. Raises FileNotFoundError and other OSErrors."""
+    return s3.sought(place) if isinstance(place, Remote) else place.open("rb")
+
+
 def start_of(place: Place, size: int) -> bytes:
     """The first `size` bytes of a file."""
     if isinstance(place, Remote):
         return s3.read(place, size)
     with place.open("rb") as file:
         return file.read(size)
+
+
+def end_of(place: Place, size: int) -> bytes:
+    """The last `size` bytes of a file, or all of a smaller one. Raises FileNotFoundError and other OSErrors."""
+    if isinstance(place, Remote):
+        return s3.read_end(place, size)
+    with place.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()
 
 
 def sha256(place: Place) -> str:

@@ -56,7 +56,7 @@ def opened(seen: SeenScene) -> Iterator[tuple[Grid, Look]]:
 
     Raises Refused where a file is missing, or lies on another grid; `Look` raises Unreadable where a window cannot be read.
     """
-    with _dataset(seen.mask) as mask, _dataset(seen.confidence) as confidence, SceneReader(seen.scene) as reader:
+    with _dataset(seen.mask) as mask, _dataset(seen.confidence) as confidence, _reader(seen) as reader:
         grid, row, col = _place_of(seen, mask)
         if confidence is not None and (mask is None or (confidence.shape, confidence.transform) != (mask.shape, mask.transform)):
             raise Refused(f"{seen.confidence}: lies on another grid than its mask: make both again (--fresh)")
@@ -73,7 +73,7 @@ def opened(seen: SeenScene) -> Iterator[tuple[Grid, Look]]:
             class_N = _read(mask, window).ravel()[piece.pixel_N] if mask else np.zeros(len(piece.pixel_N), np.uint8)
             confidence_N = _read(confidence, window).ravel()[piece.pixel_N] if confidence else None
             index_N: dict[str, np.ndarray] = {}
-            if mask is None or (indices and seen.indices):
+            if reader is not None and (mask is None or indices):
                 values, valid_N = _bands(reader, window._replace(row=window.row + row, col=window.col + col), piece.pixel_N)
                 class_N = np.where(valid_N.all(axis=0), class_N, NO_CLASS).astype(np.uint8) if mask is None else class_N
                 named = {name: values[number] for name, number in bands.items()}
@@ -83,6 +83,16 @@ def opened(seen: SeenScene) -> Iterator[tuple[Grid, Look]]:
             return Sample(class_N, confidence_N, area_m2_N, index_N)
 
         yield grid, look
+
+
+@contextmanager
+def _reader(seen: SeenScene) -> Iterator[SceneReader | None]:
+    """The scene's bands, where they are asked for: a scene may be gone when its mask is still there."""
+    if seen.mask is not None and not seen.indices:
+        yield None
+        return
+    with SceneReader(seen.scene) as reader:
+        yield reader
 
 
 @contextmanager

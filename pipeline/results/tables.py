@@ -50,6 +50,24 @@ VALUES = pa.schema([
     pa.field("input_id", pa.string(), nullable=False),
 ])  # fmt: skip
 
+BBOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")])
+# A row a polygon of a mask: GeoParquet, in the order of their last rows, then of their first pixels (row, col); `polygon_id` counts
+# them from 0. Areas are those of their pixels; the perimeter is that of the geometry, holes included. Both are null without a place on
+# the ground. The geometry is WKB, in the scene's CRS, or in the raster's own coordinates where it has none.
+POLYGONS = pa.schema([
+    pa.field("polygon_id", pa.int64(), nullable=False),
+    pa.field("class_id", pa.uint8(), nullable=False),
+    pa.field("class_name", pa.string(), nullable=False),
+    pa.field("area_m2", pa.float64()),
+    pa.field("perimeter_m", pa.float64()),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+    pa.field("mean_confidence", pa.float64()),  # 0..100; null unless saved
+    pa.field("model_id", pa.string(), nullable=False),
+    pa.field("input_id", pa.string(), nullable=False),
+    pa.field("geometry", pa.binary(), nullable=False),
+    pa.field("bbox", BBOX, nullable=False),
+])  # fmt: skip
+
 
 # What jobs/evaluate_model.py writes. `scope` is all or scene, `scene` and `class_*` are null where a row is of all of them;
 # `low` and `high` are the ends of a 95 % interval; `value` is null where a measure has none.
@@ -323,7 +341,7 @@ def read_rows(path: Place) -> list[dict[str, Any]]:
 def table_input_id(path: Place) -> str | None:
     """The input that a table was made from; None where there is no table."""
     try:
-        with storage.opened(path) as file:
+        with storage.sought(path) as file:
             metadata = pq.read_schema(file).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None

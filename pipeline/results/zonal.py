@@ -26,6 +26,7 @@ OUTSIDE, UNKNOWN, KNOWN = range(3)
 STATES = ("outside", "unknown", "known")
 AS_GOOD = 0.99  # of the best scene's valid area
 MINIMUM_VALID_SHARE = 0.5
+GRIDS_KEPT = 16  # 30 MB on disk for 36 million pixels of parcels each
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class ParcelStatistics:
     confidence_PK: np.ndarray | None  # sums, 0..100 a pixel; None where no scene has any
     indices: dict[str, np.ndarray]  # P x 9: STATISTICS of the valid pixels, weighted by coverage
 
+    def only(self, kept_P: np.ndarray) -> ParcelStatistics:
+        """Of some of the parcels."""
+        confidence_PK = self.confidence_PK[kept_P] if self.confidence_PK is not None else None
+        return ParcelStatistics(
+            self.state_P[kept_P], self.scene_P[kept_P], self.valid_share_P[kept_P], self.pixels_PK[kept_P], self.area_m2_PK[kept_P],
+            confidence_PK, {name: index_P9[kept_P] for name, index_P9 in self.indices.items()},
+        )  # fmt: skip
+
 
 class Reach(NamedTuple):
     """The parcels on a grid: which touch it, which lie in it as a whole, and the pixels of all."""
@@ -53,7 +62,7 @@ class Reach(NamedTuple):
 
 
 class Coverages:
-    """The pixels of parcels on every grid that they were asked for on, kept for the next date."""
+    """The pixels of parcels on the grids that they were last asked for on, kept for the next date."""
 
     def __init__(self, parcels: Parcels):
         self.parcels = parcels
@@ -64,6 +73,9 @@ class Coverages:
             pixels = to_pixels(self.parcels.polygons, self.parcels.crs, grid)
             touching, held = _inside(pixels, grid)
             self._known[grid] = Reach(touching, held, Coverage(pixels, grid.height, grid.width))
+        self._known[grid] = self._known.pop(grid)  # the last to be let go
+        while len(self._known) > GRIDS_KEPT:
+            del self._known[next(iter(self._known))]
         return self._known[grid]
 
 
