@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.results.monitoring import open_monitoring
+from pipeline.results.query import WHOLE_TIME, read_queries
 from pipeline.results.tables import PARCELS, ROW_GROUP
 from tests.benchmarks.machine import describe_machine
 from tests.results.monitored import KnownAreas, Monitored, parcel_rows, write_results
@@ -118,9 +121,19 @@ def ask_all(out: Path, made: Monitored, group: int) -> None:
         values = {"parcel": str(made.ids[made.parcels // 2])} if "parcel" in wants else {}
         values |= {"since": str(made.days[20]), "until": str(made.days[22])} if "since" in wants else {}
         first, again = (_asked(out, title.split()[0], values) for _ in range(2))
-        print(
-            f"| {title} | {first['s']:.2f} | {again['s']:.2f} | {again['cpu']:.2f} | {again['rows']:,} | {again['mib']:.0f} |", flush=True
-        )
+        told = f"{first['s']:.2f} | {again['s']:.2f} | {again['cpu']:.2f} | {again['rows']:,} | {again['mib']:.0f}"
+        print(f"| {title} | {told} |", flush=True)
+    read, there = row_groups_read(out, str(made.ids[made.parcels // 2]))
+    print(f"\nseason_curve reads {read} of {there} row groups")
+
+
+def row_groups_read(out: Path, parcel: str) -> tuple[int, int]:
+    """Row groups of all tables that the season curve of a parcel reads, and that there are."""
+    query = read_queries()["season_curve"]
+    with open_monitoring(out).connected(query.tables) as connection:
+        plan = connection.execute(f"EXPLAIN ANALYZE {query.sql}", {**WHOLE_TIME, "parcel": parcel}).fetchall()[0][1]
+    found = re.findall(r"Row Groups Scanned: (\d+) / (\d+)", plan)
+    return sum(int(read) for read, _ in found), sum(int(there) for _, there in found)
 
 
 def _asked(out: Path, name: str, values: dict[str, str]) -> dict[str, float]:
