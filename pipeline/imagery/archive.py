@@ -149,7 +149,7 @@ def _from_api(url: str, asked: Asked) -> Iterator[Listed]:
             yield item, storage.place_of("/"), own
     except APIError as error:
         said = f"{url}: does not answer as a STAC API ({storage.told(error)[:160]})"
-        if error.status_code and 400 <= error.status_code < 500:
+        if 400 <= (getattr(error, "status_code", None) or 0) < 500:
             raise Refused(f"{said}: check the address and the collections") from None
         raise OSError(said) from None  # it may tomorrow
 
