@@ -83,14 +83,16 @@ def _page(monitoring: Monitoring, connection: duckdb.DuckDBPyConnection, origin:
     if not seen.days:
         raise Refused(f"{monitoring.results}: has no areas of {region}: run jobs/monitor_crops.py again")
     parcels, area_m2 = parcel_totals(connection)
-    counts, gaps = change_counts(connection), data_gaps(connection)
+    counts, gaps = change_counts(connection), data_gaps(connection) if parcels else None
     factor, unit = area_unit(area_m2)
     facts = ["crop monitoring", f"{seen.days[0]} to {seen.days[-1]}", f"model {origin.model_id[:12]}", f"made {when:%Y-%m-%d %H:%M} UTC"]
-    tiles = [
-        (f"{parcels:,}", "parcels"), (f"{amount(area_m2 / factor)} {unit}", "of parcels"), (f"{len(seen.days):,}", "dates"),
-        (f"{counts.get('class', 0):,}", "changed class"), (f"{counts.get('index', 0):,}", "lost their green"),
-        (f"{gaps.never:,}", "never known"),
-    ]  # fmt: skip
+    tiles = [(f"{len(seen.days):,}", "dates")]
+    if gaps:
+        tiles = [
+            (f"{parcels:,}", "parcels"), (f"{amount(area_m2 / factor)} {unit}", "of parcels"), *tiles,
+            (f"{counts.get('class', 0):,}", "changed class"), (f"{counts.get('index', 0):,}", "lost their green"),
+            (f"{gaps.never:,}", "never known"),
+        ]  # fmt: skip
     index = main_index(connection)
     body = [
         f'<h1>{escape(region)}</h1><p class="faint">{escape(" · ".join(facts))}</p>',
@@ -103,7 +105,7 @@ def _page(monitoring: Monitoring, connection: duckdb.DuckDBPyConnection, origin:
     days = curve_days(connection, index) if index else []
     if index and days:
         body.append(section(f"Season curves: {escape(index)}", _curves(connection, areas, origin, index, days)))
-    if parcels:
+    if gaps:
         body.append(section("Changed parcels", changes_section(monitoring, connection, origin, region, index, days)))
         body.append(section("Data gaps", _gaps(seen, gaps)))
     body.append(section("Districts", districts_section(connection, seen, origin)))

@@ -98,8 +98,14 @@ def _batches(file: pq.ParquetFile) -> Iterator[tuple[pa.Array, np.ndarray]]:
 
 def _view(file: pq.ParquetFile) -> View:
     """All parcels, with a margin; a degree of longitude is as long as it is in the middle."""
-    bounds = [shapely.total_bounds(shapes) for _, shapes in _batches(file) if len(shapes)]
-    west, south, east, north = (*np.min(bounds, axis=0)[:2], *np.max(bounds, axis=0)[2:]) if bounds else (0.0, 0.0, 1.0, 1.0)
+    west, south, east, north = np.inf, np.inf, -np.inf, -np.inf
+    for batch in file.iter_batches(BATCH, columns=["bbox"], use_threads=False):
+        edges = [pc.struct_field(batch.column("bbox"), edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+        xmin, ymin, xmax, ymax = (edge.to_numpy(zero_copy_only=False).astype(float) for edge in edges)
+        west, south = np.fmin.reduce(xmin, initial=west), np.fmin.reduce(ymin, initial=south)
+        east, north = np.fmax.reduce(xmax, initial=east), np.fmax.reduce(ymax, initial=north)
+    if not west <= east:  # no parcel has a place
+        west, south, east, north = 0.0, 0.0, 1.0, 1.0
     shrink = max(0.05, math.cos(math.radians((south + north) / 2)))
     margin = 0.01 * max((east - west) * shrink, north - south, 1e-5)
     tall, wide = north - south + 2 * margin, (east - west) * shrink + 2 * margin
@@ -113,8 +119,9 @@ def _burn(canvas: np.ndarray, shapes: np.ndarray, kinds: np.ndarray) -> np.ndarr
     box = shapely.bounds(shapes)
     sides = np.sqrt(np.maximum((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]), 0))
     large = np.flatnonzero(sides >= SMALL)
-    if len(large):
-        rasterize(zip(shapes[large], kinds[large].tolist(), strict=True), out=canvas)
+    if len(large):  # gaps between small ones would make the picture pale
+        dense = bool(np.median(sides) < OUTLINED)
+        rasterize(zip(shapes[large], kinds[large].tolist(), strict=True), out=canvas, all_touched=dense)
     row = np.clip((box[:, 1] + box[:, 3]) / 2, 0, canvas.shape[0] - 1).astype(int)
     col = np.clip((box[:, 0] + box[:, 2]) / 2, 0, canvas.shape[1] - 1).astype(int)
     small = sides < SMALL

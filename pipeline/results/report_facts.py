@@ -115,8 +115,15 @@ def coverage(areas: Sequence[ClassArea]) -> Coverage:
 
 
 def parcel_classes(connection: duckdb.DuckDBPyConnection) -> ParcelClasses:
-    """The class of the latest season that has any, or else of the last date on which a parcel is known; kept as the table `kinds`."""
-    (season,) = connection.execute("SELECT max(season) FROM seasons WHERE class_id IS NOT NULL").fetchone() or (None,)
+    """The class of the latest season, or else of the last date on which a parcel is known; kept as the table `kinds`.
+
+    A season that has only begun, with classes of less than half as many parcels as another, is not the latest.
+    """
+    told = connection.execute(
+        "SELECT season, count(DISTINCT parcel_id) FROM seasons WHERE class_id IS NOT NULL GROUP BY season ORDER BY season"
+    ).fetchall()
+    most = max((parcels for _, parcels in told), default=0)
+    season = next((name for name, parcels in reversed(told) if parcels >= most / 2), None)
     if season is not None:
         sql = "SELECT parcel_id, any_value(class_id) AS class_id FROM seasons WHERE season = ? AND class_id IS NOT NULL GROUP BY parcel_id"
         values, title = [season], f"class of the season {season}"

@@ -245,7 +245,7 @@ CHANGES = pa.schema([
 # GeoParquet 1.1 with a bbox column: every parcel of the region, in EPSG:4326, sorted by `parcel_id`; all other tables have that order.
 PARCEL_GEOMETRY_COLUMNS = ("parcel_id", "district_id", "area_m2", "geometry", "bbox")
 MONITORING_SCHEMA_VERSION = "1"  # in the metadata of each of these files
-ROW_GROUP = 100_000  # rows of these files: a parcel's rows are found in one or two groups by their least and greatest parcel_id
+ROW_GROUP = 50_000  # rows of these files: a parcel's rows are found in one or two groups by their least and greatest parcel_id
 
 
 def file_settings(schema: pa.Schema) -> dict[str, Any]:

@@ -174,11 +174,21 @@ def _drawn(axes: Axes, series: Series, percent: bool) -> str:
     parts = []
     for piece in _pieces(series, (series.values,)):
         points = " ".join(f"{axes.x(series.days[number]):.1f},{axes.y(series.values[number]):.1f}" for number in piece)
+        if _is_light(series.colour):
+            cased = f'stroke="{INK}" stroke-opacity="0.45" stroke-width="{series.width + 1.6:g}" stroke-linejoin="round"'
+            parts.append(f'<polyline points="{points}" fill="none" {cased}/>')
         stroke = f'stroke="{series.colour}" stroke-width="{series.width:g}" stroke-linejoin="round"'
         parts.append(f'<polyline points="{points}" fill="none" {stroke}><title>{escape(series.name)}</title></polyline>')
         if len(piece) == 1:
             parts.append(_dot(axes, series, piece[0], percent))
     return "".join(parts)
+
+
+def _is_light(colour: str) -> bool:
+    """Whether a line of that colour is lost on white: below a contrast of 1.7 (WCAG 2.2's relative luminance)."""
+    shares = [channel / 255 for channel in bytes.fromhex(colour[1:])]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) < 1.7
 
 
 def _dot(axes: Axes, series: Series, number: int, percent: bool) -> str:
@@ -187,7 +197,8 @@ def _dot(axes: Axes, series: Series, number: int, percent: bool) -> str:
         told = f" ({_value(series.low[number], percent)} to {_value(series.high[number], percent)})"
     title = escape(f"{series.name}, {series.days[number]}: {_value(value, percent)}{told}")
     x, y = axes.x(series.days[number]), axes.y(value)
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{series.colour}"><title>{title}</title></circle>'
+    edge = f' stroke="{INK}" stroke-opacity="0.45" stroke-width="0.8"' if _is_light(series.colour) else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{series.colour}"{edge}><title>{title}</title></circle>'
 
 
 def _mark(axes: Axes, mark: Mark) -> str:

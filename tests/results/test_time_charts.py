@@ -86,3 +86,9 @@ def test_marks_and_strips() -> None:
     heights = [float(bar.attrib["height"]) for bar in bars]
     assert heights == sorted(heights) and heights[11] == pytest.approx(2.2 * heights[5], rel=0.01)
     assert both(lambda width: f"{width:g}") == '<div class="desk">1000</div><div class="hand">350</div>'
+
+
+@pytest.mark.parametrize(("colour", "strokes"), [("#D9F0D3", 2), ("#1B7837", 1), ("#E05050", 1)])
+def test_a_line_that_would_be_lost_on_white_has_an_edge(colour: str, strokes: int) -> None:
+    chart = parsed(time_chart([Series("s", colour, DAYS, [0.5] * 12)]))
+    assert len(list(chart.iter(f"{SVG}polyline"))) == strokes
