@@ -21,9 +21,10 @@ from scipy.linalg import solveh_banded
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline.results import curves
-from pipeline.results.changes import ChangeSettings, class_flips, index_drops, nearest_neighbours
+from pipeline.results.changes import ChangeSettings, class_flips, index_drops
 from pipeline.results.curves import CurveSettings, fit_curves, grid_days
 from pipeline.results.over_time import TABLES, OverTimeSettings, write_over_time
+from pipeline.results.peers import find_peers
 from pipeline.results.phenology import PhenologySettings, find_season
 from tests.benchmarks.machine import describe_machine
 from tests.results.monitored import MODEL_ID, Monitored, write_date, write_geometry
@@ -98,8 +99,8 @@ def bench_arrays(dates: int, parcels: int) -> None:
     classes = np.where(np.isfinite(values), random.choice(5, values.shape, p=[0.9, 0.04, 0.03, 0.02, 0.01]), 255).astype(np.uint8)
     timed("class flips", parcels, lambda: class_flips(classes, 3))
     places = random.uniform(0, 300 * np.sqrt(parcels), (parcels, 2))
-    neighbours, _ = timed("neighbours", parcels, lambda: nearest_neighbours(places, 15))
-    timed("drops of the index", parcels, lambda: index_drops(days, values, neighbours, ChangeSettings()))
+    peers, _ = timed("neighbours of five classes", parcels, lambda: find_peers(places, np.arange(parcels) % 5, 15))
+    timed("drops of the index", parcels, lambda: index_drops(days, values, [peers] * dates, ChangeSettings()))
 
 
 def bench_tables(dates: int, parcels: int) -> None:
