@@ -38,9 +38,10 @@ def changes_section(
         colours = {number: _rgb(colour) for number, colour in origin.classes.items()}
         seen = pictures_of(connection, geometry, origin.model, changes, colours)
         curves = _curves(connection, changes, index, days)
-        where = "--query changed_parcels lists them" if kind == "class" else "all are in results/changes"
-        shown = f"The latest {SHOWN} of {count:,} parcels; {where}." if count > SHOWN else ""
-        about = f"{ABOUT.get(kind, '')} {shown}".strip()
+        told = f"{count.changes:,} changes of {count.parcels:,} parcels."
+        if count.parcels > SHOWN:
+            told += f" The latest of {SHOWN} are shown; all are in {'--query changed_parcels' if kind == 'class' else 'results/changes'}."
+        about = f"{ABOUT.get(kind, '')} {told}".strip()
         parts.append(f'<h3>{escape(TITLES.get(kind, kind))}</h3><p class="faint">{escape(about)}</p>')
         parts.append(f'<div class="cards">{"".join(_card(change, seen, curves) for change in changes)}</div>')
     return "".join(parts)
@@ -54,12 +55,12 @@ def _flow_table(connection: duckdb.DuckDBPyConnection, origin: Provenance) -> st
     rows = [
         [
             f"{named(origin, flow.from_class_id, flow.from_class_name)} → {named(origin, flow.to_class_id, flow.to_class_name)}",
-            f"{flow.parcels:,}",
+            f"{flow.times:,}",
             amount(flow.area_m2 / factor),
         ]
         for flow in found
     ]
-    return f"<h3>From what to what</h3>{table(['', 'parcels', unit], rows)}"
+    return f"<h3>From what to what</h3>{table(['', 'times', unit], rows)}"
 
 
 def _curves(

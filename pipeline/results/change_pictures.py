@@ -102,15 +102,14 @@ def _in_pixels(shape: shapely.Geometry, crs: object, to_pixels: object) -> shape
 
 
 def _window(placed: shapely.Geometry, height: int, width: int) -> Window | None:
-    """A square around a parcel, as far as it lies in a raster of that size; None where the parcel does not."""
+    """A square around a parcel, moved into a raster of that size and cut where it is larger; None where the parcel lies outside."""
     box = np.array(shapely.bounds(placed))
-    if not np.isfinite(box).all():
+    if not np.isfinite(box).all() or (box[:2] >= (width, height)).any() or (box[2:] <= 0).any():
         return None
-    side = max(LEAST, AROUND * float(max(box[2] - box[0], box[3] - box[1])))
-    low = (box[:2] + box[2:] - side) / 2
-    left, top = (int(max(0, np.floor(edge))) for edge in low)
-    right, bottom = int(min(width, np.ceil(low[0] + side))), int(min(height, np.ceil(low[1] + side)))
-    return Window(top, left, bottom - top, right - left) if right > left and bottom > top else None
+    side = int(np.ceil(max(LEAST, AROUND * float(max(box[2] - box[0], box[3] - box[1])))))
+    middle = (box[:2] + box[2:]) / 2
+    left, top = (int(max(0, min(centre - side / 2, most - side))) for centre, most in zip(middle, (width, height), strict=True))
+    return Window(top, left, min(side, height - top), min(side, width - left))
 
 
 def _outlined(picture_HWC: np.ndarray, edge: shapely.Geometry, colour: tuple[int, int, int]) -> np.ndarray:

@@ -35,6 +35,7 @@ from pipeline.results.report_facts import (
 from pipeline.results.time_charts import both, strip_chart, time_chart
 
 RUNS_SHOWN, FAILED_SHOWN = 8, 40
+TILES = {"class": "changed class", "index": "lost their green"}
 NO_PARCELS = '<p class="faint">No parcels were given to this monitoring.</p>'
 STYLE = """
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(104px,1fr));gap:10px;margin:16px 0 4px}
@@ -44,7 +45,8 @@ STYLE = """
 .map img{display:block;max-width:100%;max-height:86vh;width:auto;height:auto}
 .ruler{display:flex;align-items:flex-end;justify-content:space-between;font-size:12px;color:var(--faint);margin-top:6px}
 .ruler i{display:block;border:1.5px solid var(--ink);border-top:0;height:6px}.ruler div{flex:none}
-.hand{display:none}@media (max-width:600px){.desk{display:none}.hand{display:block}}
+.hand{display:none}@media (max-width:600px){.desk{display:none}.hand{display:block}
+.tiles b{font-size:18px;white-space:nowrap}.tiles div{padding:8px 10px}}
 .small{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:10px 18px}
 .small h3,.card h3{margin:8px 0 2px;overflow-wrap:anywhere}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:14px;margin-top:10px}
@@ -90,7 +92,7 @@ def _page(monitoring: Monitoring, connection: duckdb.DuckDBPyConnection, origin:
     if gaps:
         tiles = [
             (f"{parcels:,}", "parcels"), (f"{amount(area_m2 / factor)} {unit}", "of parcels"), *tiles,
-            (f"{counts.get('class', 0):,}", "changed class"), (f"{counts.get('index', 0):,}", "lost their green"),
+            *((f"{counts[kind].parcels if kind in counts else 0:,}", told) for kind, told in TILES.items()),
             (f"{gaps.never:,}", "never known"),
         ]  # fmt: skip
     index = main_index(connection)

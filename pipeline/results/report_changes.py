@@ -44,19 +44,27 @@ class Change(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """How many parcels, and what area, went from one class to another."""
+    """How often a parcel went from one class to another, and the area of each time."""
 
     from_class_id: int
     from_class_name: str
     to_class_id: int
     to_class_name: str
-    parcels: int
+    times: int
     area_m2: float
 
 
-def change_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """How many parcels changed, by kind."""
-    return dict(connection.execute("SELECT kind, count(DISTINCT parcel_id) FROM changes GROUP BY kind ORDER BY kind").fetchall())
+class Count(NamedTuple):
+    """Changes of a kind, and the parcels that they are of."""
+
+    changes: int
+    parcels: int
+
+
+def change_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Count]:
+    """By kind."""
+    rows = connection.execute("SELECT kind, count(*), count(DISTINCT parcel_id) FROM changes GROUP BY kind ORDER BY kind").fetchall()
+    return {kind: Count(changes, parcels) for kind, changes, parcels in rows}
 
 
 def flows(connection: duckdb.DuckDBPyConnection, most: int = 10) -> list[Flow]:
@@ -74,11 +82,12 @@ def changed_ids(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def latest_changes(connection: duckdb.DuckDBPyConnection, kind: str) -> list[Change]:
-    """Those since the latest dates, the largest parcels of a date first."""
+    """The latest change of each parcel, the latest of them and the largest parcels first."""
     columns = ", ".join(name for name in Change._fields)
     sql = f"""
         SELECT {columns} FROM changes LEFT JOIN parcel_geometry USING (parcel_id)
-        WHERE kind = ? ORDER BY since_date DESC, area_m2 DESC NULLS LAST, parcel_id LIMIT {SHOWN}
+        WHERE kind = ? QUALIFY row_number() OVER (PARTITION BY parcel_id ORDER BY since_date DESC) = 1
+        ORDER BY since_date DESC, area_m2 DESC NULLS LAST, parcel_id LIMIT {SHOWN}
     """
     return [Change(*row) for row in connection.execute(sql, [kind]).fetchall()]
 
