@@ -19,7 +19,7 @@ EARTH_M2 = 5.2e14
 
 @dataclass
 class GroundRuns:
-    """Areas of runs in the raster over `region`, whose regions have `total_m2`, taken cell by cell in `windows` that lie in bands of `rows`.
+    """Areas of runs in the raster over `region`, whose classes cover `total_m2`, taken cell by cell in `windows` in bands of `rows`.
 
     The windows are those in which the areas of its classes were counted: so both agree, to the quantum a pixel.
     """
