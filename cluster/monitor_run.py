@@ -82,11 +82,20 @@ def _tell(watch: Watch, seen: Seen, made: Made, segmented: int, changed: bool) -
         print(f"note: {one_line(reason)}", file=sys.stderr)
     for old, new in sorted(seen.superseded.items())[:SHOWN]:
         print(f"note: {old} was processed again: {new} counts", file=sys.stderr)
+    if made.outside:
+        some = ", ".join(made.outside[:SHOWN]) + (", ..." if len(made.outside) > SHOWN else "")
+        where = "check the CRS of the parcels' file, or widen the archive"
+        print(
+            f"note: {len(made.outside):,} parcel(s) lie in no scene of the dates that were made ({one_line(some)}): {where}",
+            file=sys.stderr,
+        )
     days = len(dated_scenes(seen))
     if not (segmented or made.days or changed):
         print(f"nothing new: {len(seen.done)} scene(s) of {days} date(s) are in {watch.output}")
         return
     print(f"{segmented} scene(s) segmented, tables of {len(made.days)} date(s) made; {len(seen.done)} scene(s) of {days} date(s) in all")
+    if made.flips is not None:
+        print(f"changes so far: {made.flips:,} of class, {made.drops:,} drop(s) of an index")
     print(f"tables are in {watch.output / 'results'}; look at them with: python jobs/report_areas.py {watch.output}")
 
 

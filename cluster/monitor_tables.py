@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.monitor import Model, Seen, dated_scenes, with_indices
@@ -28,7 +29,7 @@ from pipeline.results.region_areas import Districts, count_region, region_areas_
 from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
 from pipeline.results.seen import SeenScene
 from pipeline.results.tables import MONITORING_SCHEMA_VERSION, write_monitoring
-from pipeline.results.zonal import Coverages, parcel_statistics
+from pipeline.results.zonal import OUTSIDE, Coverages, parcel_statistics
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Made:
     days: list[date] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)  # dates that stay as they were
+    outside: list[str] = field(default_factory=list)  # parcels that no scene of these dates reaches
     flips: int | None = None  # changes of class in all, where they were looked for
     drops: int | None = None  # of an index
 
@@ -87,6 +89,7 @@ def _collection(watch: Watch, model: Model, day: date) -> Place:
 def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground) -> Made:
     """Make the tables of every date whose scenes, or what it is told by, changed."""
     made, about = Made(), made_with(watch, model, ground)
+    reached_P = np.zeros(len(ground.parcels), bool)
     for day, scenes in dated_scenes(seen).items():
         input_id = input_id_of(scenes, about)
         if collection_input_id(_collection(watch, model, day)) == input_id:
@@ -95,11 +98,12 @@ def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground) -> Made:
             made.kept[day.isoformat()] = why
             continue
         try:
-            _make_date(watch, model, seen, ground, day, scenes, input_id)
+            reached_P |= _make_date(watch, model, seen, ground, day, scenes, input_id)
         except (Unreadable, Refused) as error:
             made.failed[day.isoformat()] = str(error)
             continue
         made.days.append(day)
+    made.outside = [str(name) for name in ground.parcels.ids[~reached_P]] if made.days else []
     return made
 
 
@@ -117,8 +121,11 @@ def _incomplete(collection: Place, day: date, seen: Seen) -> str | None:
 
 def _make_date(
     watch: Watch, model: Model, seen: Seen, ground: Ground, day: date, scenes: Sequence[DatedScene], input_id: str
-) -> None:  # fmt: skip
-    """The areas of region and districts, the tables of parcels, the mosaic's index; its item collection comes last: then all is there."""
+) -> np.ndarray:  # fmt: skip
+    """The areas of region and districts, the tables of parcels, the mosaic's index; its item collection comes last: then all is there.
+
+    Returns which parcels its scenes reach.
+    """
     folder = model.folder / "mosaics" / f"date={day}"
     districts = _districts(ground)
 
@@ -142,6 +149,7 @@ def _make_date(
         write_index(scenes, "mask", finished)
         storage.publish(finished, folder / finished.name)
     storage.replace_json(_collection(watch, model, day), item_collection(scenes, input_id))
+    return found.state_P != OUTSIDE
 
 
 def _seen(watch: Watch, model: Model, seen: Seen, dated: DatedScene) -> SeenScene:

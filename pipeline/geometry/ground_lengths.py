@@ -47,9 +47,10 @@ class GroundLengths:
     def lengths_m(self, from_N2: np.ndarray, to_N2: np.ndarray) -> np.ndarray:
         """The length of each straight line between two points (row, col) of the raster: float64."""
         step_N2 = to_N2.astype(np.float64) - from_N2
-        pieces = np.maximum(1, np.ceil(np.abs(step_N2 / self.cell).max(axis=1, initial=0))).astype(np.int64)
-        if pieces.max(initial=1) == 1:
+        longest = np.abs(step_N2).max(axis=0, initial=0)
+        if (longest <= self.cell).all():
             return self._short(from_N2 + step_N2 / 2, step_N2)
+        pieces = np.maximum(1, np.ceil(np.abs(step_N2 / self.cell).max(axis=1))).astype(np.int64)
         of = np.repeat(np.arange(len(pieces)), pieces)
         number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         part_N2 = (step_N2 / pieces[:, None])[of]
@@ -57,7 +58,7 @@ class GroundLengths:
         return np.add.reduceat(self._short(middle_N2, part_N2), np.cumsum(pieces) - pieces)
 
     def _short(self, middle_N2: np.ndarray, step_N2: np.ndarray) -> np.ndarray:
-        place = (middle_N2 / self.cell).T
+        place = middle_N2.T / np.array(self.cell)[:, None]
         south, east = (
             step * map_coordinates(metres, place, order=1, mode="nearest")
             for step, metres in ((step_N2[:, 0], self.south_m), (step_N2[:, 1], self.east_m))

@@ -30,6 +30,13 @@ class Polygons(NamedTuple):
     def ring_counts(self) -> np.ndarray:
         return np.bincount(self.rings.regions, minlength=len(self.values))
 
+    def take(self, start: int, stop: int) -> Polygons:
+        """The polygons from `start` to before `stop`."""
+        first, last = np.searchsorted(self.rings.regions, [start, stop])
+        vertices = slice(*np.append(0, np.cumsum(self.rings.lengths))[[first, last]])
+        rings = Rings(self.rings.regions[first:last] - start, self.rings.lengths[first:last], self.rings.vertices_N2[vertices])
+        return Polygons(self.values[start:stop], self.sums[:, start:stop], rings)
+
 
 class _Open(NamedTuple):
     """What is known of regions: where they start (in pixels of the raster, row by row), their last row, and their sums."""

@@ -39,15 +39,15 @@ def kept_vertices(values_HW: np.ndarray, tolerance_px: float) -> np.ndarray:
 def _cut_regions(values_HW: np.ndarray) -> Iterator[np.ndarray]:
     """The regions of a band as a coverage of shapely polygons, in (col, row), nodata's among them."""
     polygoniser = Polygoniser(values_HW.shape[1], _nothing, outside=BESIDE_ALL, nodes_every=BLOCK, dtype=np.int16)
-    yield as_shapes(polygoniser.push(values_HW.astype(np.int16)))
-    yield as_shapes(polygoniser.finish())
+    yield _as_shapes(polygoniser.push(values_HW.astype(np.int16)))
+    yield _as_shapes(polygoniser.finish())
 
 
-def as_shapes(polygons: Polygons, *, backward: bool = False) -> np.ndarray:
-    """Shapely polygons of (col, row); rings may run backward from their first vertex."""
+def _as_shapes(polygons: Polygons) -> np.ndarray:
+    """Shapely polygons of (col, row)."""
     rings = polygons.rings
     ends = np.append(0, np.cumsum(rings.lengths + 1)), np.append(0, np.cumsum(polygons.ring_counts))
-    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, rings.closed(backward=backward)[:, ::-1].astype(np.float64), ends)
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, rings.closed(backward=False)[:, ::-1].astype(np.float64), ends)
 
 
 def _nothing(first_row: int, first_pixel: np.ndarray, last_pixel: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyproj
-import shapely
 
 from pipeline.results.tables import BBOX
 
@@ -41,17 +40,12 @@ class GeoParquetWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
-    def add(self, columns: Mapping[str, pa.Array], geometries: np.ndarray) -> None:
-        """Add rows: all columns but geometry and bbox, and shapely geometries."""
-        if not len(geometries):
-            return
-        bounds = shapely.bounds(geometries)
+    def add(self, columns: Mapping[str, pa.Array], geometry: pa.Array, bounds: np.ndarray) -> None:
+        """Add rows, at least one: all columns but geometry and bbox, the WKB of the geometries, and their bounds, rows x 4."""
         self._low, self._high = np.fmin(self._low, bounds[:, :2].min(axis=0)), np.fmax(self._high, bounds[:, 2:].max(axis=0))
-        made = {
-            "geometry": pa.array(shapely.to_wkb(geometries, byte_order=1, flavor="iso"), pa.binary()),
-            "bbox": pa.StructArray.from_arrays([pa.array(bound) for bound in bounds.T], fields=list(BBOX)),
-        }
-        self._waiting.append(pa.table({name: columns.get(name, made.get(name)) for name in self._schema.names}, schema=self._schema))
+        bbox = pa.StructArray.from_arrays([pa.array(bound) for bound in bounds.T], fields=list(BBOX))
+        made = {**columns, "geometry": geometry, "bbox": bbox}
+        self._waiting.append(pa.table({name: made[name] for name in self._schema.names}, schema=self._schema))
         while sum(table.num_rows for table in self._waiting) >= self._group:
             self._write(self._group)
 

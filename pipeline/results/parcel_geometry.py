@@ -51,7 +51,9 @@ def _write(path: Path, schema: pa.Schema, columns: dict[str, pa.Array], parcels:
     with GeoParquetWriter(path, schema, LON_LAT, metadata, ROW_GROUP, ["district_id"], kinds) as writer:
         for start in range(0, len(parcels), ROW_GROUP):
             rows = slice(start, start + ROW_GROUP)
-            writer.add({name: column[rows] for name, column in columns.items()}, in_degrees(parcels.polygons[rows], parcels.crs))
+            placed = in_degrees(parcels.polygons[rows], parcels.crs)
+            values = {name: column[rows] for name, column in columns.items()}
+            writer.add(values, pa.array(shapely.to_wkb(placed), pa.binary()), shapely.bounds(placed))
         writer.finish()
 
 

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 from rasterio.transform import Affine
 
-from pipeline.errors import Refused
+from pipeline.errors import Refused, Unreadable
 from pipeline.geometry.ground_lengths import GroundLengths
 from pipeline.geometry.ground_runs import GroundRuns
 from pipeline.geometry.polygons import Polygoniser, Polygons
-from pipeline.geometry.simplify import as_shapes, kept_vertices
+from pipeline.geometry.simplify import kept_vertices
 from pipeline.geometry.windows import BLOCK, ceil_to
 from pipeline.imagery import storage
 from pipeline.imagery.raster import Scene, opened_dataset
@@ -35,9 +34,11 @@ from pipeline.models.bundle import Bundle
 from pipeline.results.geoparquet import GeoParquetWriter
 from pipeline.results.mask_strips import Strips, raster_strips, sieved
 from pipeline.results.tables import POLYGONS
+from pipeline.results.wkb import bounds_of, polygons_as_wkb
 
 STRIP_PIXELS = 2**22  # about 25 bytes each while a strip is worked on
 ROW_GROUP = 2**15
+MOST_VERTICES = 2**23  # of the rows made at once
 FOOTER_END = 8  # bytes of a Parquet file: the length of its footer, and PAR1
 LENGTH_QUANTUM_M = 2.0**-20  # lengths are summed in whole numbers, in whatever order
 
@@ -91,7 +92,8 @@ def write_polygons(
         repeated = ["class_name", "model_id", "input_id"]
         writer = opened.enter_context(GeoParquetWriter(target, POLYGONS, plan.scene.grid.crs, metadata, ROW_GROUP, repeated))
         for polygons in _polygons(mask, confidence, made, width, options.simplify_m / (plan.scene.resolution_m or 1)):
-            writer.add(*made.of(polygons))
+            for some in _pieces(polygons):
+                writer.add(*made.of(some))
         writer.finish()
 
 
@@ -108,6 +110,19 @@ def _polygons(mask: Strips, confidence: Sequence[Strips], made: _Rows, width: in
     for mask_HW, *layers_HW[:] in zip(mask(), *(strips() for strips in confidence), strict=True):
         yield polygoniser.push(mask_HW, kept_vertices(mask_HW, tolerance_px) if tolerance_px else None)
     yield polygoniser.finish()
+
+
+def _pieces(polygons: Polygons) -> Iterator[Polygons]:
+    """The polygons, so many at a time as have a row group's vertices, or one."""
+    counts = polygons.ring_counts
+    last_ring = np.cumsum(counts)
+    vertices = np.append(0, np.cumsum(polygons.rings.lengths))
+    start = 0
+    while start < len(counts):
+        first = last_ring[start] - counts[start]
+        stop = max(start + 1, int(np.searchsorted(vertices[last_ring], vertices[first] + MOST_VERTICES, side="right")))
+        yield polygons if stop - start == len(counts) else polygons.take(start, stop)
+        start = stop
 
 
 class _Rows:
@@ -147,8 +162,8 @@ class _Rows:
             sums[2] = np.add.reduceat(layer_HW.reshape(-1), first_pixel, dtype=np.int64)
         return sums
 
-    def of(self, polygons: Polygons) -> tuple[dict[str, pa.Array], np.ndarray]:
-        """The columns, and shapely polygons in the scene's coordinates."""
+    def of(self, polygons: Polygons) -> tuple[dict[str, pa.Array], pa.Array, np.ndarray]:
+        """The columns, the polygons in the scene's coordinates as WKB, and their bounds."""
         pixels, quanta, confidence = polygons.sums
         count = len(pixels)
         numbers = np.arange(self._count, self._count + count)
@@ -165,19 +180,23 @@ class _Rows:
             "model_id": pa.array([self._model_id] * count, pa.string()),
             "input_id": pa.array([self._input_id] * count, pa.string()),
         }
-        return columns, self._geometries(polygons)
+        return columns, *self._geometries(polygons)
 
     def _perimeters(self, polygons: Polygons, lengths: GroundLengths) -> np.ndarray:
         rings = polygons.rings
-        if not len(rings.lengths):
-            return np.empty(0)
         sides_m = lengths.lengths_m(rings.vertices_N2, rings.vertices_N2[rings.following()])
         quanta = np.add.reduceat(np.rint(sides_m / LENGTH_QUANTUM_M).astype(np.int64), rings.starts)
         total = np.zeros(len(polygons.values), np.int64)
         np.add.at(total, rings.regions, quanta)
         return total * LENGTH_QUANTUM_M
 
-    def _geometries(self, polygons: Polygons) -> np.ndarray:
-        """In the scene's coordinates; turned round where their second axis runs down, as rows do."""
-        shapes = as_shapes(polygons, backward=self._transform.determinant > 0)
-        return shapely.transform(shapes, lambda col_row: np.column_stack(self._transform * tuple(col_row.T)))
+    def _geometries(self, polygons: Polygons) -> tuple[pa.Array, np.ndarray]:
+        """Rings closed, and turned round where the scene's second axis runs down, as rows do."""
+        rings, counts = polygons.rings, polygons.ring_counts
+        row, col = rings.closed(backward=self._transform.determinant > 0).astype(np.float64).T
+        xy_N2 = np.column_stack(self._transform * (col, row))
+        points = rings.lengths + 1
+        try:
+            return polygons_as_wkb(xy_N2, points, counts), bounds_of(xy_N2, np.add.reduceat(points, np.cumsum(counts) - counts))
+        except OverflowError as error:
+            raise Unreadable(f"a polygon is too large for GeoParquet ({error}): give --simplify or --min-area") from None
