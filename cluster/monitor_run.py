@@ -43,7 +43,7 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
         pin(watch.output, model.bundle)
         works = segment_new(seen, model, request, watch)
         made = make_dates(watch, model, seen, ground)
-        changed = make_over_time(watch, model, ground, made)
+        changed = bool(seen.done) and make_over_time(watch, model, ground, made)
         changed |= bool(mirror_tables(model.results, watch.output / "results", watch.region))
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         if works or made.days or changed or code:

@@ -13,12 +13,13 @@ from rasterio.transform import Affine
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import Window
 
-BITS = 60  # a whole raster's area has this many: 2^3 to spare in an int64
+BITS = 60  # of the total area, which leaves 2^3 in an int64; what is wound past that beside the regions is wound back in differences
+EARTH_M2 = 5.2e14
 
 
 @dataclass
 class GroundRuns:
-    """Areas of runs in the raster over `region`, of `total_m2`, taken cell by cell in `windows` that lie in bands of `rows`.
+    """Areas of runs in the raster over `region`, whose classes cover `total_m2`, taken cell by cell in `windows` in bands of `rows`.
 
     The windows are those in which the areas of its classes were counted: so both agree, to the quantum a pixel.
     """
@@ -31,7 +32,7 @@ class GroundRuns:
     total_m2: float
 
     def __post_init__(self) -> None:
-        self.quantum_m2 = math.ldexp(1.0, math.frexp(self.total_m2 or 1.0)[1] - BITS)
+        self.quantum_m2 = math.ldexp(1.0, math.frexp(self.total_m2 or EARTH_M2)[1] - BITS)
         self._band, self._table = -1, _Table.empty()
 
     def areas(self, first_row: int, first_pixel: np.ndarray, last_pixel: np.ndarray) -> np.ndarray:

@@ -148,7 +148,10 @@ def _from_api(url: str, asked: Asked) -> Iterator[Listed]:
                 asset["href"] = urljoin(own, asset["href"])  # a server's path is never one of ours
             yield item, storage.place_of("/"), own
     except APIError as error:
-        raise Refused(f"{url}: does not answer as a STAC API ({storage.told(error)[:160]})") from None
+        said = f"{url}: does not answer as a STAC API ({storage.told(error)[:160]})"
+        if 400 <= (getattr(error, "status_code", None) or 0) < 500:
+            raise Refused(f"{said}: check the address and the collections") from None
+        raise OSError(said) from None  # it may tomorrow
 
 
 def _ends(asked: Asked) -> list[tuple[date | None, time]]:

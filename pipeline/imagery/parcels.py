@@ -142,7 +142,8 @@ def _polygons_of(ids: np.ndarray, geometries: np.ndarray) -> tuple[np.ndarray, n
             notes.append(f"{int(left_out.sum()):,} features {what} and were dropped ({some(ids[left_out])})")
     ids, geometries = ids[surfaces], geometries[surfaces]
     invalid = ~shapely.is_valid(geometries)
-    repaired = only_polygons(np.where(invalid, shapely.make_valid(geometries), geometries))
+    geometries[invalid] = shapely.make_valid(geometries[invalid])
+    repaired = only_polygons(geometries)
     lost = shapely.is_empty(repaired)
     if (invalid & ~lost).any():
         notes.append(f"{int((invalid & ~lost).sum()):,} invalid polygons were repaired ({some(ids[invalid & ~lost])})")

@@ -76,7 +76,9 @@ def _near(polygons: np.ndarray, crs: str, grid: Grid) -> np.ndarray:
 
 def _valid(polygons: np.ndarray) -> np.ndarray:
     """Polygons whose rings came to cross each other in another CRS, repaired."""
-    return only_polygons(np.where(shapely.is_valid(polygons), polygons, shapely.make_valid(polygons)))
+    polygons, invalid = polygons.copy(), ~shapely.is_valid(polygons)
+    polygons[invalid] = shapely.make_valid(polygons[invalid])
+    return only_polygons(polygons)
 
 
 def only_polygons(geometries: np.ndarray) -> np.ndarray:

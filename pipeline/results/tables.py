@@ -203,7 +203,9 @@ SEASONS = pa.schema([
     pa.field("parcel_id", pa.string(), nullable=False),
     pa.field("season", pa.string(), nullable=False),  # its name: 2017
     pa.field("index_name", pa.string(), nullable=False),
-    pa.field("state", pa.string(), nullable=False),  # known; or unknown, with too few observations or no curve that rises and falls
+    # known; growing, where the curve has risen and not fallen yet: `peak` is the highest so far, base the minimum before it, no end;
+    # or unknown, with too few observations or no curve that rises and falls
+    pa.field("state", pa.string(), nullable=False),
     pa.field("start_date", pa.date32()),
     pa.field("peak_date", pa.date32()),
     pa.field("end_date", pa.date32()),

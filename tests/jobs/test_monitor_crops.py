@@ -249,7 +249,7 @@ def test_two_runs_at_once_are_safe_and_a_killed_one_is_finished(archive: Archive
     end_group(killed)
     both = [start(command), start(command)]
     ends = all_ended(both)
-    assert [process.returncode for process in both] == [0, 0], ends
+    assert [process.returncode for process in both] == [0, 0], "\n".join(error for _, error in ends)
     assert files(archive.out / "results") == files(tmp_path / "alone" / "results")
     assert archive.run() == 0
     assert not [path for path in archive.out.rglob(".*") if "models" not in path.parts or "scenes" in path.parts]

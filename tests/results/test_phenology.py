@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.results.curves import CurveSettings, fit_curves
 from pipeline.results.phenology import GROWING, KNOWN, UNKNOWN, Phenology, PhenologySettings, find_season
-from tests.results.real_series import FIELDS, FUSETS, Series, day, fusets_cropsar, fusets_raw, needs_fusets
+from tests.results.real_series import FIELDS, FUSETS, Series, day, fusets_cropsar, fusets_raw, needs_fusets, needs_slovenia, slovenia
 
 SETTINGS = PhenologySettings()
 YEAR_2019 = (day("2019-01-01"), day("2019-12-31"))
@@ -173,3 +173,19 @@ def test_phenology_of_our_own_curves_is_near_that_of_theirs(fusets):
     for name, median, p90 in (("start", 4, 8), ("peak", 10, 20), ("end", 4, 8)):
         off = np.abs(getattr(ours, name) - getattr(theirs, name))[both]
         assert np.median(off) <= median and np.quantile(off, 0.9) <= p90, name
+
+
+@needs_slovenia
+def test_the_seasons_of_slovenian_parcels_are_those_of_a_temperate_year():
+    """2017: green from March to November, forest above meadows all year. What the pictures of the curves show."""
+    series = slovenia(4)
+    fitted = fit_curves(series.days_T, series.values_TP, series.shares_TP, CurveSettings())
+    found = find_season(fitted.days_G, fitted.values_GP, (day("2017-01-01"), day("2017-12-31")), SETTINGS)
+    known = found.state == KNOWN
+    assert known.mean() > 0.95
+    assert day("2017-02-15") < np.quantile(found.start[known], 0.05) and np.quantile(found.start[known], 0.95) < day("2017-04-15")
+    assert day("2017-05-01") < np.quantile(found.peak[known], 0.05)
+    assert day("2017-11-01") < np.quantile(found.end[known], 0.05)
+    forest, meadow = (known & (np.array(series.names) == name) for name in ("forest", "grassland"))
+    assert np.median(found.base_value[forest]) > np.median(found.base_value[meadow]) + 0.1
+    assert np.median(found.amplitude[meadow]) > np.median(found.amplitude[forest]) + 0.1
