@@ -4,11 +4,15 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-jobs test-training test-rooms slow check bench clean
+.PHONY: demo season test test-jobs test-training test-rooms slow check bench clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
 	@echo "open demo-output/scenes/*/quicklook.png to see it"
+
+season: .venv/ready
+	$(BIN)/python jobs/demo/season/replay.py season-output
+	@echo "open season-output/report.html to see it"
 
 # Three processes, two at a time: most of the jobs' time is waiting. One that had run everything died of SIGSEGV while the last
 # fixture ended, after all tests had passed; why is not known.
@@ -52,4 +56,4 @@ bench: .venv/ready-dev
 	touch $@
 
 clean:
-	rm -rf .venv demo-output build *.egg-info
+	rm -rf .venv demo-output season-output build *.egg-info

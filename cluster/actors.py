@@ -16,6 +16,7 @@ from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.plan import Plan
 from pipeline.inference.segment import Segmenter, ShardResult
 from pipeline.models import allocator
+from pipeline.results.polygons import PolygonOptions
 from pipeline.results.publish import Published, publish_scene
 
 AT_ONCE = 2  # tasks in one actor: while a shard has the device, the next one reads and the one before is written
@@ -36,8 +37,10 @@ class Worker:
     def segment(self, plan: Plan, shard: Window, ledger: SceneLedger, accept_partial: bool, attempt: int) -> ShardResult:
         return self.segmenter.segment(plan, shard, ledger, accept_partial, attempt)
 
-    def publish(self, plan: Plan, ledger: SceneLedger, run_id: str, accept_partial: bool) -> Published:
-        return publish_scene(ledger, plan, self.segmenter.bundle, run_id, accept_partial=accept_partial)
+    def publish(
+        self, plan: Plan, ledger: SceneLedger, run_id: str, accept_partial: bool, polygons: PolygonOptions | None
+    ) -> Published:  # fmt: skip
+        return publish_scene(ledger, plan, self.segmenter.bundle, run_id, accept_partial=accept_partial, polygons=polygons)
 
 
 def start_actors(

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, begin_scenes
 from pipeline.errors import Unreadable
+from pipeline.imagery import storage
 from pipeline.inference.plan import QUANTISED, Resources, memory_allotted
 from pipeline.inference.segment import Segmenter
 from pipeline.inference.trial import prepare_trial
@@ -18,6 +19,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.results.publish import publish_scene
 
+ATTEMPTS = 3
 LITTLE_PX = 4 * 2**20  # a few seconds of one core
 
 
@@ -50,14 +52,27 @@ def run_here(
 
 
 def _segment(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: Request) -> None:
-    """Do what is missing of a scene and publish it; what came of it is written into `work`, in place."""
-    try:
-        for shard in work.missing:
-            result = segmenter.segment(work.plan, shard, work.ledger, request.accept_partial, 1)
-            work.attempts[work.plan.shard_name(shard)] = 1
-            work.add(result)
-            record.trace(result)
-        work.published = publish_scene(work.ledger, work.plan, segmenter.bundle, record.run_id, accept_partial=request.accept_partial)
-    except Unreadable as error:
-        work.failure = str(error)
+    """Do what is missing of a scene and publish it, in up to three attempts; what came of it is written into `work`, in place.
+
+    Another driver that finishes the scene sweeps our temporary files away with its own: then the next attempt finds it done.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _attempt(work, segmenter, record, request, attempt)
+            break
+        except Unreadable as error:
+            work.failure = str(error)
+            break
+        except FileNotFoundError as error:
+            if attempt == ATTEMPTS or isinstance(error, storage.OUT_OF_REACH):
+                raise
     work.ended = time.time()
+
+
+def _attempt(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: Request, attempt: int) -> None:
+    for shard in work.ledger.missing(work.plan):
+        work.attempts[work.plan.shard_name(shard)] = attempt
+        result = segmenter.segment(work.plan, shard, work.ledger, request.accept_partial, attempt)
+        work.add(result)
+        record.trace(result)
+    work.published = publish_scene(work.ledger, work.plan, segmenter.bundle, record.run_id, accept_partial=request.accept_partial)

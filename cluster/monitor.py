@@ -111,7 +111,7 @@ def look(watch: Watch, model: Model, request: Request, newest: date | None = Non
     seen = Seen(failed=dict(found.refused), superseded=found.superseded, listed=found.listed)
     sources = found.sources
     if recipe:
-        sources = stacked(sources, recipe, model.folder / "stacks", seen.failed, build=build)
+        sources = stacked(sources, recipe, model.folder / "stacks", asked.until, seen.failed, build=build)
     for source in sources:
         try:
             _open(source, watch, model, request, seen)
@@ -179,13 +179,12 @@ def dated_scenes(seen: Seen) -> dict[date, list[DatedScene]]:
 def _dated(source: Source, ledger: SceneLedger) -> DatedScene:
     plan, manifest = ledger.plan(), ledger.manifest()
     assert plan is not None and manifest is not None
-    return DatedScene(plan.scene, ledger, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
+    return DatedScene(plan.scene, ledger, plan.layers, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
 
 
 def with_indices(dated: DatedScene, source: Source, model: Model, names: Sequence[str]) -> Scene:
-    """The scene as its mask's grid has it, with the bands of indices. Raises Refused where it lacks one, Unreadable where it changed."""
-    known = {name.lower() for band in model.bundle.bands for name in (band.name, band.common_name) if name}
-    scene = open_scene(source, [*model.bundle.bands, *(Band(name) for name in names if name not in known)])
+    """The scene on its mask's grid, with the bands of indices. Raises Refused where it lacks one, Unreadable where it changed."""
+    scene = open_scene(source, [model.bundle.bands[0], *map(Band, names)])
     if scene.grid != dated.scene.grid:
         raise Unreadable(f"{source.uri}: changed since it was segmented: start again")
     return scene

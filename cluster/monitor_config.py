@@ -16,10 +16,11 @@ from pipeline.imagery.archive import Asked
 from pipeline.imagery.expressions import Expression
 from pipeline.imagery.region import Area
 from pipeline.imagery.storage import Place
+from pipeline.results.over_time import OverTimeSettings
 
 KEYS = {
-    "region", "scenes", "collections", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules", "indices", "clouds",
-    "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
+    "region", "scenes", "collections", "bands", "clouds", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules",
+    "indices", "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
 }  # fmt: skip
 NEEDED = ("region", "scenes", "output", "parcels")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
@@ -45,7 +46,7 @@ class Watch:
     lookback_days: int | None = None
     minimum_valid_share: float = 0.5
     precision: str = "auto"
-    over_time: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # curve, season, changes
+    over_time: OverTimeSettings = field(default_factory=OverTimeSettings)
 
     @property
     def index_bands(self) -> list[str]:
@@ -95,11 +96,12 @@ def _watch(content: dict[str, Any], place: Place) -> Watch:
         asked=Asked(
             _day(content, "since"), _day(content, "until"), box,  # type: ignore[arg-type]
             (collections,) if isinstance(collections, str) else tuple(map(str, collections)), _clouds(content.get("clouds")),
+            tuple(map(str, content.get("bands") or ())),
         ),
         area=area, lookback_days=_number(content, "lookback_days", 1, 10_000),
         minimum_valid_share=float(_number(content, "minimum_valid_share", 0.0, 1.0) or 0.5),
         precision=str(content.get("precision", "auto")),
-        over_time={key: _mapping(content, key) for key in ("curve", "season", "changes") if content.get(key)},
+        over_time=OverTimeSettings.parse({key: _mapping(content, key) for key in ("curve", "season", "changes") if content.get(key)}),
     )  # fmt: skip
 
 

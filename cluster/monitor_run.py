@@ -43,7 +43,7 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
         pin(watch.output, model.bundle)
         works = segment_new(seen, model, request, watch)
         made = make_dates(watch, model, seen, ground)
-        changed = make_over_time(watch, model, ground, made)
+        changed = bool(seen.done) and make_over_time(watch, model, ground, made)
         changed |= bool(mirror_tables(model.results, watch.output / "results", watch.region))
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         if works or made.days or changed or code:
@@ -61,6 +61,8 @@ def _looked(watch: Watch, model: Model, access: Mapping[str, str], *, build: boo
     if not seen.opened and seen.failed and newest is None:
         first, *others = seen.failed.values()
         raise Refused(f"{first} (and {len(others)} more scenes)" if others else first)
+    if not seen.opened and seen.outside and newest is None:
+        raise Refused(f"{watch.scenes}: its {seen.outside} scene(s) lie outside the region that is asked for (bbox, aoi)")
     return seen
 
 
@@ -80,11 +82,20 @@ def _tell(watch: Watch, seen: Seen, made: Made, segmented: int, changed: bool) -
         print(f"note: {one_line(reason)}", file=sys.stderr)
     for old, new in sorted(seen.superseded.items())[:SHOWN]:
         print(f"note: {old} was processed again: {new} counts", file=sys.stderr)
+    if made.outside:
+        some = ", ".join(made.outside[:SHOWN]) + (", ..." if len(made.outside) > SHOWN else "")
+        where = "check the CRS of the parcels' file, or widen the archive"
+        print(
+            f"note: {len(made.outside):,} parcel(s) lie in no scene of the dates that were made ({one_line(some)}): {where}",
+            file=sys.stderr,
+        )
     days = len(dated_scenes(seen))
     if not (segmented or made.days or changed):
         print(f"nothing new: {len(seen.done)} scene(s) of {days} date(s) are in {watch.output}")
         return
     print(f"{segmented} scene(s) segmented, tables of {len(made.days)} date(s) made; {len(seen.done)} scene(s) of {days} date(s) in all")
+    if made.flips is not None:
+        print(f"changes so far: {made.flips:,} of class, {made.drops:,} drop(s) of an index")
     print(f"tables are in {watch.output / 'results'}; look at them with: python jobs/report_areas.py {watch.output}")
 
 

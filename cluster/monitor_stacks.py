@@ -20,8 +20,11 @@ from pipeline.results.tables import parse_datetime
 Dated = tuple[date, Scene]
 
 
-def stacked(sources: Iterable[Source], recipe: Recipe, folder: Place, failed: dict[str, str], *, build: bool) -> list[Source]:
-    """The stacks of all seasons that are over, as scenes of the last day of each; what cannot be used is added to `failed`, in place.
+def stacked(
+    sources: Iterable[Source], recipe: Recipe, folder: Place, until: date | None, failed: dict[str, str], *, build: bool
+) -> list[Source]:  # fmt: skip
+    """The stacks of all seasons that are over, on `until` or by the newest scene, as scenes of the last day of each; what cannot be
+    used is added to `failed`, in place.
 
     Without `build` only those that are there are returned, and the others printed.
     """
@@ -37,7 +40,7 @@ def stacked(sources: Iterable[Source], recipe: Recipe, folder: Place, failed: di
             failed[source.scene_id] = str(error)
     made = []
     for grid, scenes in sorted(grids.items()):
-        for season in seasons_of(recipe, [day for day, _ in scenes]):
+        for season in seasons_of(recipe, [day for day, _ in scenes], until):
             try:
                 made += _stack(recipe, season, scenes, folder / f"season-{season}-{grid}.tif", build=build)
             except Unreadable as error:

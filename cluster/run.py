@@ -39,6 +39,7 @@ from pipeline.models import allocator
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice, Trial
 from pipeline.models.engine import choose_device, describe_device
+from pipeline.results.polygons import PolygonOptions
 
 
 def run_scenes(
@@ -67,7 +68,7 @@ def run_scenes(
                 memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
                 access=request.access,
             )  # fmt: skip
-            segment_scenes(works, actors, record, accept_partial=request.accept_partial)
+            segment_scenes(works, actors, record, accept_partial=request.accept_partial, polygons=request.polygons)
     return works
 
 
@@ -93,7 +94,9 @@ def _try_all(prepare: Callable[[], Trial], access: Mapping[str, str]) -> Choice:
     return prepare().choose(others=True)
 
 
-def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: RunRecord, *, accept_partial: bool) -> None:
+def segment_scenes(
+    works: Sequence[SceneWork], actors: Sequence[Any], record: RunRecord, *, accept_partial: bool, polygons: PolygonOptions | None = None
+) -> None:  # fmt: skip
     """Do what is missing of each scene and publish it; what came of it is written into `works`, in place."""
     plans = [ray.put(work.plan) for work in works]
     left = [len(work.missing) for work in works]
@@ -101,7 +104,7 @@ def segment_scenes(works: Sequence[SceneWork], actors: Sequence[Any], record: Ru
 
     def publication(number: int) -> Task:
         work = works[number]
-        return Task("publish", (plans[number], work.ledger, record.run_id, accept_partial), (number, None))
+        return Task("publish", (plans[number], work.ledger, record.run_id, accept_partial, polygons), (number, None))
 
     for number, work in enumerate(works):
         for shard in largest_first(work.missing):

@@ -24,6 +24,7 @@ from pipeline.inference.segment import ShardResult
 from pipeline.inference.stages import totals
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE, Choice
+from pipeline.results.polygons import PolygonOptions
 from pipeline.results.publish import Published, is_done
 
 ROOMY_BYTES = 4 * GIB  # a worker may use at least this much, if need be with fewer workers
@@ -40,6 +41,7 @@ class Request:
     memory_bytes: int | None = None  # of one worker
     fresh: bool = False
     accept_partial: bool = False
+    polygons: PolygonOptions | None = None
     access: Mapping[str, str] = field(default_factory=dict)  # variables of the AWS environment that options gave
 
 
@@ -89,11 +91,11 @@ class SceneWork:
 
 
 def open_scenes(
-    places: Sequence[str], bundle: Bundle, area: Area | None, trusted: bool = False
+    places: Sequence[str], bundle: Bundle, area: Area | None, trusted: bool = False, check: Callable[[Scene], None] | None = None
 ) -> tuple[list[OpenedScene], dict[str, str]]:
     """Open the scenes that `places` name. Returns those that can be segmented, and why each of the others cannot.
 
-    Those that are `trusted` may follow what they name (`pipeline/imagery/formats`).
+    Those that are `trusted` may follow what they name (`pipeline/imagery/formats`). `check` may raise Refused for a scene.
 
     Scenes outside the region are left out. Raises Refused where none is left.
     """
@@ -108,6 +110,8 @@ def open_scenes(
                 outside.append(f"{source.uri}: lies outside the region that was asked for")
                 continue
             check_scaling(scene, bundle.bands)
+            if check:
+                check(scene)
             opened.append(OpenedScene(scene, region))
         except Refused as error:
             refusals[source.uri] = str(error)
@@ -131,7 +135,7 @@ def published_ledger(opened: OpenedScene, request: Request) -> SceneLedger | Non
     """The ledger of a scene whose results OUT holds, made from the input as it is now; None where it does not."""
     folder = scene_folder(request.out, opened.scene.scene_id, opened.scene.uri, claim=False)
     ledger = SceneLedger.open(request.out, folder, opened.scene.input_id)
-    return ledger if is_done(ledger, request.settings.layers) else None
+    return ledger if is_done(ledger, request.settings.layers, request.polygons) else None
 
 
 def planned_before(opened: OpenedScene, request: Request) -> Plan | None:
@@ -171,7 +175,8 @@ def adopt_scene(opened: OpenedScene, plan: Plan, request: Request, device: str) 
     folder = scene_folder(request.out, opened.scene.scene_id, opened.scene.uri, claim=True)
     ledger = SceneLedger.open(request.out, folder, opened.scene.input_id, fresh=request.fresh)
     adopted = ledger.adopt_plan(plan)
-    missing = ledger.missing(adopted)
+    there = request.polygons and is_done(ledger, adopted.layers)  # then polygons are made of the mask, also where its parts are gone
+    missing = [] if there else ledger.missing(adopted)
     if missing and adopted.device != device:
         raise Refused(
             f"{opened.scene.uri}: was begun on {adopted.device}, this is {device}, and results would differ:"

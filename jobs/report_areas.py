@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 
 from cluster.environment import add_access, use_access
 from pipeline.errors import Refused, Unreadable, one_line
@@ -22,6 +22,7 @@ from pipeline.results.query import asked, read_queries
 
 DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
 EXAMPLE = """example:
+  python jobs/report_areas.py season --output season.html
   python jobs/report_areas.py season --query districts_by_change --since 2017-04-01 --format csv > districts.csv
 
 exit code: 0 done; 2 refused: no such query, parcel, class or results; 3 results could not be read; 1 anything else"""
@@ -55,7 +56,21 @@ def report_areas(options: argparse.Namespace) -> int:
         print_queries()
         return DONE
     use_access(options)
-    return answer(options)
+    return report(options) if options.query is None else answer(options)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the page."""
+    for name in ("parcel", "since", "until", "class", "format"):
+        if getattr(options, name) is not None:
+            raise Refused(f"--{name}: is of a question: say which with --query NAME")
+    monitoring = open_monitoring(storage.place_of(options.out), options.of)
+    from pipeline.results.monitoring_report import write_report  # seconds to import, which a question should not wait
+
+    place = storage.place_of(options.output or "report.html")
+    write_report(monitoring, place, datetime.now(UTC))
+    print(f"open {place}")
+    return DONE
 
 
 def print_queries() -> None:
@@ -96,7 +111,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("out", nargs="?", metavar="OUT", help="what jobs/monitor_crops.py wrote: a folder or s3://BUCKET/KEY")
     parser.add_argument("--of", metavar="REGION", help="one region of OUT, where it has several")
-    parser.add_argument("--output", metavar="FILE", help="where to write; what is there is replaced")
+    parser.add_argument(
+        "--output", metavar="FILE", help="where to write, in place of what is there (default: report.html; an answer goes to the terminal)"
+    )
     asking = parser.add_argument_group("a question to the tables")
     asking.add_argument("--query", nargs="?", const="", metavar="NAME", help="which one; alone: list them")
     asking.add_argument("--parcel", metavar="ID", help="the parcel it is of")

@@ -9,12 +9,14 @@ A run that is killed anywhere is finished by starting it again: it does only wha
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rasterio.errors import NotGeoreferencedWarning
@@ -23,11 +25,13 @@ from cluster.environment import add_access, in_submitted_job, secure_embedded_ra
 from cluster.progress import clock
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, planned_before, published_ledger
-from pipeline.errors import Refused, one_line
+from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
+from pipeline.imagery.parcels import Parcels, read_parcels
 from pipeline.imagery.region import Area
-from pipeline.inference.ledger import compare_dataset, describe_dataset, sweep_dataset
+from pipeline.imagery.storage import Place
+from pipeline.inference.ledger import SceneLedger, compare_dataset, describe_dataset, sweep_dataset
 from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
 from pipeline.inference.trial import prepare_trial
@@ -35,8 +39,11 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import REFERENCE, check_precision
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.models.layers import layers_of
-from pipeline.results.publish import TABLES, published_rows
+from pipeline.results.polygons import PolygonOptions, check_options
+from pipeline.results.publish import PARCELS_FOLDER, TABLES, published_rows
+from pipeline.results.scene_parcels import check_parcels, publish_parcels
 from pipeline.results.summary import summary
+from pipeline.results.zonal import Coverages
 
 DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
 WINDOWS_SHOWN = 10
@@ -69,13 +76,17 @@ def segment_region(options: argparse.Namespace) -> int:
     access = use_access(options)
     bundle = load_bundle(options.model)
     request = read_request(options, access, bundle)
-    area = read_area(options)
+    area, parcels = read_area(options), read_parcel_file(options)
     description = describe_dataset(bundle, request.settings, area.label if area else None)
     for note in storage.check_writable(request.out):
         print(f"note: {note}", file=sys.stderr)
     compare_dataset(request.out, description)
-    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt)
+    check = partial(check_options, options=request.polygons) if request.polygons else None
+    scenes, refusals = open_scenes(options.scenes, bundle, area, options.allow_vrt, check)
+    lost = check_parcels(options.parcels, parcels, [opened.scene for opened in scenes]) if parcels else []
     print_notes(scenes, refusals, bundle)
+    for note in (*parcels.notes, *lost) if parcels else ():
+        print(f"note: {one_line(options.parcels)}: {one_line(note)}", file=sys.stderr)
     if options.dry_run:
         print_plans(scenes, bundle, request)
         return DONE
@@ -97,7 +108,8 @@ def segment_region(options: argparse.Namespace) -> int:
             from cluster.run import run_scenes  # Ray reads its settings when it is imported
 
             works = run_scenes(todo, bundle, request, description, record, started)
-        code = FAILED_ON_DATA if refusals or any(work.failed for work in works) else DONE
+        failures = write_parcels([*done.values(), *(work.ledger for work in works if not work.failed)], bundle, parcels) if parcels else {}
+        code = FAILED_ON_DATA if refusals or failures or any(work.failed for work in works) else DONE
         record.end(code)
     for ledger in done.values():
         ledger.sweep()  # a run may have been killed between the last file and this
@@ -106,6 +118,8 @@ def segment_region(options: argparse.Namespace) -> int:
         clean(scenes, request)
     before = [published_rows(ledger, request.settings.layers[0]) for ledger in done.values()]
     print_summary(works, before, refusals, request)
+    if parcels:
+        print_parcels(request.out, failures)
     return code
 
 
@@ -122,7 +136,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     region = parser.add_mutually_exclusive_group()
     region.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="only this box, in degrees (EPSG:4326)")
     region.add_argument("--aoi", metavar="FILE", help="only inside the polygons of this vector file, in the CRS it declares")
-    parser.add_argument("--save", metavar="LAYERS", help="mask,confidence,probabilities (default: mask); of a number a pixel: value")
+    parser.add_argument(
+        "--save", metavar="LAYERS", help="mask,confidence,probabilities,polygons (default: mask); of a number a pixel: value"
+    )
+    parser.add_argument("--min-area", type=float, metavar="M2", help="polygons: smaller regions join the neighbour with the longest border")
+    parser.add_argument("--simplify", type=float, metavar="M", help="polygons: smooth borders, which stay shared, by about so many metres")
+    parser.add_argument("--parcels", metavar="FILE", help="polygons, such as fields: a table of what is in each; local or s3://")
+    parser.add_argument("--parcel-id", metavar="COLUMN", help="the column with their ids (default: id, or another that is well known)")
     parser.add_argument("--workers", default="auto", metavar="N", help="actors, one a core or GPU (default: auto)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--tile", default="auto", metavar="PX", help="what the network sees at once (default: auto)")
@@ -136,22 +156,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clean", action="store_true", help="remove the parts of finished scenes")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     add_access(parser)
-    for option, metavar in (("--parcels", "FILE"), ("--parcel-id", "COLUMN"), ("--mpp", "UM")):
-        parser.add_argument(option, metavar=metavar, help=argparse.SUPPRESS)
+    parser.add_argument("--mpp", metavar="UM", help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(arguments)
 
 
 def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle: Bundle) -> Request:
     """Check the options that need no file. Raises Refused, naming the option."""
-    for option in ("parcels", "parcel_id", "mpp"):
-        if getattr(options, option) is not None:
-            raise Refused(f"--{option.replace('_', '-')} is not supported yet")
+    if options.mpp is not None:
+        raise Refused("--mpp is not supported yet")
     check_precision(options.precision)
     if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
         raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
     if options.memory is not None and not options.memory > 0:
         raise Refused(f"--memory {options.memory:g}: must be above 0 GB")
-    layers = layers_of(bundle, [layer.strip() for layer in (options.save or bundle.layer).split(",")])
+    asked = [layer.strip() for layer in (options.save or bundle.layer).split(",")]
+    polygons = read_polygons(options, asked)
+    layers = layers_of(bundle, [layer for layer in asked if layer != "polygons" or bundle.target])
     settings = Settings(
         precision=options.precision, tile=number("tile", options.tile), halo=number("halo", options.halo, "auto", "exact"),
         shard=number("shard", options.shard), layers=layers,
@@ -159,8 +179,19 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
     return Request(
         out=storage.place_of(options.output), settings=settings, workers=number("workers", options.workers),
         batch=number("batch", options.batch), memory_bytes=int(options.memory * 1e9) if options.memory else None,
-        fresh=options.fresh, accept_partial=options.accept_partial, access=access,
+        fresh=options.fresh, accept_partial=options.accept_partial, polygons=polygons, access=access,
     )  # fmt: skip
+
+
+def read_polygons(options: argparse.Namespace, asked: Sequence[str]) -> PolygonOptions | None:
+    """How polygons are made, if they were asked for. Raises Refused, naming the option."""
+    given = {"min-area": options.min_area, "simplify": options.simplify}
+    for option, value in given.items():
+        if value is not None and "polygons" not in asked:
+            raise Refused(f"--{option} {value:g}: is of polygons: add --save polygons")
+        if value is not None and not 0 <= value < math.inf:
+            raise Refused(f"--{option} {value:g}: must be 0 or above")
+    return PolygonOptions(options.min_area or 0.0, options.simplify or 0.0) if "polygons" in asked else None
 
 
 def number(option: str, text: str, *words: str) -> Any:
@@ -177,6 +208,24 @@ def read_area(options: argparse.Namespace) -> Area | None:
     if options.bbox:
         return Area.from_bbox(*options.bbox)
     return Area.from_file(storage.place_of(options.aoi)) if options.aoi else None
+
+
+def read_parcel_file(options: argparse.Namespace) -> Parcels | None:
+    """The parcels that were asked for, if any were."""
+    if options.parcel_id is not None and options.parcels is None:
+        raise Refused(f"--parcel-id {options.parcel_id}: is a column of a file of parcels: add --parcels FILE")
+    return read_parcels(storage.place_of(options.parcels), options.parcel_id) if options.parcels else None
+
+
+def write_parcels(ledgers: Sequence[SceneLedger], bundle: Bundle, parcels: Parcels) -> dict[str, str]:
+    """Publish the tables of parcels that are missing; returns why those of some scenes could not be."""
+    coverages, failures = Coverages(parcels), {}
+    for ledger in ledgers:
+        try:
+            publish_parcels(ledger, bundle, coverages)
+        except (Refused, Unreadable) as error:
+            failures[ledger.scene] = str(error)
+    return failures
 
 
 def clean(scenes: Sequence[OpenedScene], request: Request) -> None:
@@ -242,6 +291,13 @@ def print_summary(works: Sequence[SceneWork], done: Sequence[list[dict[str, Any]
         print(f"\nskipped: {one_line(reason)}")
     out, layer = request.out, request.settings.layers[0]
     print(f"\n{layer}s, pictures and STAC items are in {out / 'scenes'}, tables in {out / 'results' / TABLES[layer].folder}")
+
+
+def print_parcels(out: Place, failures: Mapping[str, str]) -> None:
+    """Where the tables of parcels are, and which are not."""
+    for scene, reason in failures.items():
+        print(f"failed: parcels of {one_line(scene)}: {one_line(reason)}")
+    print(f"tables of parcels are in {out / 'results' / PARCELS_FOLDER}")
 
 
 def print_failures(work: SceneWork) -> None:

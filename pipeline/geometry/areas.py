@@ -89,7 +89,13 @@ def polygon_areas_m2(polygons: np.ndarray, crs: CRS) -> np.ndarray:
 def with_short_edges(polygons: np.ndarray, crs: CRS) -> np.ndarray:
     """The same polygons with more corners: no edge is longer than EDGE_M, so that edges are straight in any CRS."""
     unit_m = crs.units_factor[1] * (SEMI_MAJOR_M if crs.is_geographic else 1.0)
-    return shapely.segmentize(polygons, np.maximum(EDGE_M / unit_m, shapely.length(polygons) / MOST_EDGES))
+    longest = np.maximum(EDGE_M / unit_m, shapely.length(polygons) / MOST_EDGES)
+    corners, owner = shapely.get_coordinates(polygons, return_index=True)
+    edges = np.hypot(*np.diff(corners, axis=0, append=corners[-1:]).T)  # and steps from ring to ring, or to another owner
+    cut = _extremes(edges, owner, len(polygons))[1] > longest
+    fine = polygons.copy()
+    fine[cut] = shapely.segmentize(fine[cut], longest[cut])
+    return fine
 
 
 def _extremes(values: np.ndarray, owner: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ class Asked:
     """What is wanted of an archive: dates from `since` to `until`, both included, about a box in degrees (west, south, east, north).
 
     `clouds` names the asset, or the last part of a file's name, that tells what shows no ground, and which of its values; None: the
-    scene classification of Sentinel-2 where there is one.
+    scene classification of Sentinel-2 where there is one. `bands` names those of a folder's files, in order, where the files do not.
     """
 
     since: date | None = None
@@ -45,6 +45,7 @@ class Asked:
     bbox: tuple[float, float, float, float] | None = None
     collections: tuple[str, ...] = ()
     clouds: tuple[str, tuple[int, ...]] | None = None
+    bands: tuple[str, ...] = ()
     trusted: bool = False
 
     def has(self, when: datetime | None) -> bool:
@@ -87,7 +88,7 @@ def _listed(place: str, asked: Asked, band_names: list[str]) -> Iterator[Listed]
         yield from _from_catalogue(path)
         return
     names = [*band_names, *([asked.clouds[0].lower()] if asked.clouds else [])]
-    for source in _from_files(path, names):
+    for source in _from_files(path, names, asked.bands):
         yield source, path, source.uri
 
 
@@ -147,7 +148,10 @@ def _from_api(url: str, asked: Asked) -> Iterator[Listed]:
                 asset["href"] = urljoin(own, asset["href"])  # a server's path is never one of ours
             yield item, storage.place_of("/"), own
     except APIError as error:
-        raise Refused(f"{url}: does not answer as a STAC API ({storage.told(error)[:160]})") from None
+        said = f"{url}: does not answer as a STAC API ({storage.told(error)[:160]})"
+        if 400 <= (getattr(error, "status_code", None) or 0) < 500:
+            raise Refused(f"{said}: check the address and the collections") from None
+        raise OSError(said) from None  # it may tomorrow
 
 
 def _ends(asked: Asked) -> list[tuple[date | None, time]]:
@@ -180,7 +184,7 @@ def _from_catalogue(path: Place) -> Iterator[Listed]:
             raise Refused(f"{path}: is no STAC catalogue, collection, item or item collection")
 
 
-def _from_files(path: Place, names: list[str]) -> Iterator[Source]:
+def _from_files(path: Place, names: list[str], bands: Sequence[str]) -> Iterator[Source]:
     """The scenes of a folder and the folders in it, or of a pattern, made of their raster files."""
     if storage.is_folder(path):
         files = [folder / name for folder in storage.all_folders(path) for name in sorted(storage.names(folder))]
@@ -194,7 +198,7 @@ def _from_files(path: Place, names: list[str]) -> Iterator[Source]:
     parts = sorted((*_scene_of(file, names), file) for file in files)
     for (top, stem), group in groupby(parts, key=lambda part: part[:2]):
         members = [(band, file) for _, _, band, file in group]
-        yield _of_files(str(top), stem, members)
+        yield _of_files(str(top), stem, members, bands)
 
 
 def _scene_of(file: Place, names: list[str]) -> tuple[str, str, str]:
@@ -209,14 +213,15 @@ def _scene_of(file: Place, names: list[str]) -> tuple[str, str, str]:
     return str(top), before, last
 
 
-def _of_files(top: str, stem: str, members: list[tuple[str, Place]]) -> Source:
+def _of_files(top: str, stem: str, members: list[tuple[str, Place]], bands: Sequence[str]) -> Source:
     when = _date_in(stem) or _date_in(top.rpartition("/")[2])
     if TILE_NAME.search(stem) and any(sentinel2.REFLECTANCE.fullmatch(band) for band, _ in members):
         assets = {f"{band}{_resolution(file)}": {"href": str(file), "roles": ["data"]} for band, file in members if band}
         properties = {"datetime": when, "constellation": "sentinel-2", "s2:product_uri": top}
         item = {"type": "Feature", "id": stem, "properties": properties, "assets": assets}
         return replace(source_of_item(item, storage.place_of(top), f"{top}/{stem}"), said="")
-    assets_of = tuple(Asset(file, (BandEntry((band,)),) if band else ()) for band, file in members)
+    unsaid = tuple(BandEntry((name,)) for name in bands)
+    assets_of = tuple(Asset(file, (BandEntry((band,)),) if band else unsaid) for band, file in members)
     uri = str(members[0][1]) if len(members) == 1 else f"{top}/{stem}"
     return Source(uri, stem, when, assets_of)
 

@@ -115,15 +115,15 @@ def _day(year: int, month: int, day: int) -> date:
     return date(year, month, length if (month, day) == (2, 28) else min(day, length))
 
 
-def seasons_of(recipe: Recipe, days: Sequence[date]) -> list[int]:
-    """The seasons that are over on the last of these days, and of which each step holds at least one of them, in order."""
+def seasons_of(recipe: Recipe, days: Sequence[date], until: date | None = None) -> list[int]:
+    """The seasons that are over on the last of these days, or on `until`, and of which each step holds at least one of them, in order."""
     if not days:
         return []
-    found = []
+    found, last = [], max([*days, *([until] if until else [])])
     for season in range(min(days).year, max(days).year + 2):
         windows = recipe.windows(season)
         complete = all(any(first <= day <= last for day in days) for first, last in windows)
-        if complete and max(days) >= windows[-1][1]:
+        if complete and last >= windows[-1][1]:
             found.append(season)
     return found
 

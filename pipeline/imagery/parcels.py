@@ -16,6 +16,7 @@ from rasterio.errors import CRSError
 from pipeline.errors import Refused
 from pipeline.geometry.areas import polygon_areas_m2
 from pipeline.imagery import storage
+from pipeline.imagery.pixel_space import SURFACES, only_polygons
 from pipeline.imagery.region import check_coordinates
 from pipeline.imagery.storage import Place
 from pipeline.imagery.vectors import read_polygon_layer
@@ -28,7 +29,6 @@ HASHED_DEGREE_DIGITS = 8
 SHOWN = 5  # ids in a message
 LONGEST_ID = 256  # characters
 ID_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string)
-SURFACES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ def _parcels(path: Place, ids: np.ndarray, polygons: np.ndarray, crs: pyproj.CRS
         same = again & np.append(False, hashed[1:] == hashed[:-1])
         if (again & ~same).any():
             raise Refused(
-                f"{path}: {int((again & ~same).sum()):,} rows repeat the id of another polygon ({_some(ids[again & ~same])}):"
+                f"{path}: {int((again & ~same).sum()):,} rows repeat the id of another polygon ({some(ids[again & ~same])}):"
                 " choose a column of unique ids (--parcel-id), or fid for the number of the row"
             )
-        notes = [*notes, f"{int(same.sum()):,} rows repeat a parcel, its polygon included, and were dropped ({_some(ids[same])})"]
+        notes = [*notes, f"{int(same.sum()):,} rows repeat a parcel, its polygon included, and were dropped ({some(ids[same])})"]
         ids, polygons, hashed = ids[~same], polygons[~same], hashed[~same]
     try:
         area_m2 = polygon_areas_m2(polygons, CRS.from_wkt(crs.to_wkt()))
     except CRSError as error:
         raise Refused(f"{path}: its CRS is tied to no place on the ground ({storage.told(error)[:160]}): correct it") from None
     if not np.isfinite(area_m2).all():
-        raise Refused(f"{path}: {_some(ids[~np.isfinite(area_m2)])} lie where the CRS has no place on the ground: correct the CRS")
+        raise Refused(f"{path}: {some(ids[~np.isfinite(area_m2)])} lie where the CRS has no place on the ground: correct the CRS")
     digest = hashlib.sha256(_crs_name(crs).encode())
     for name, content in zip(ids, hashed, strict=True):
         digest.update(name.encode() + b"\0" + content)
@@ -139,26 +139,17 @@ def _polygons_of(ids: np.ndarray, geometries: np.ndarray) -> tuple[np.ndarray, n
     empty = shapely.is_missing(geometries) | shapely.is_empty(geometries)
     for left_out, what in ((empty, "have no geometry"), (~surfaces & ~empty, "are points or lines")):
         if left_out.any():
-            notes.append(f"{int(left_out.sum()):,} features {what} and were dropped ({_some(ids[left_out])})")
+            notes.append(f"{int(left_out.sum()):,} features {what} and were dropped ({some(ids[left_out])})")
     ids, geometries = ids[surfaces], geometries[surfaces]
     invalid = ~shapely.is_valid(geometries)
-    repaired = _only_surfaces(np.where(invalid, shapely.make_valid(geometries), geometries))
+    geometries[invalid] = shapely.make_valid(geometries[invalid])
+    repaired = only_polygons(geometries)
     lost = shapely.is_empty(repaired)
     if (invalid & ~lost).any():
-        notes.append(f"{int((invalid & ~lost).sum()):,} invalid polygons were repaired ({_some(ids[invalid & ~lost])})")
+        notes.append(f"{int((invalid & ~lost).sum()):,} invalid polygons were repaired ({some(ids[invalid & ~lost])})")
     if lost.any():
-        notes.append(f"{int(lost.sum()):,} features have no area and were dropped ({_some(ids[lost])})")
+        notes.append(f"{int(lost.sum()):,} features have no area and were dropped ({some(ids[lost])})")
     return ids[~lost], repaired[~lost], notes
-
-
-def _only_surfaces(geometries: np.ndarray) -> np.ndarray:
-    """The polygons and multipolygons as they are; of valid collections the polygons, as one."""
-    kept = np.array(geometries, object)
-    others = np.flatnonzero(~np.isin(shapely.get_type_id(kept), SURFACES))
-    for number in others:
-        parts = shapely.get_parts(shapely.get_parts(kept[number]))
-        kept[number] = shapely.union_all(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
-    return kept
 
 
 def _hashed(polygons: np.ndarray, crs: pyproj.CRS) -> np.ndarray:
@@ -179,5 +170,6 @@ def _crs_name(crs: pyproj.CRS) -> str:
     return "EPSG:4326" if known == ("OGC", "CRS84") else ":".join(known) if known else crs.to_wkt()
 
 
-def _some(ids: np.ndarray) -> str:
+def some(ids: np.ndarray) -> str:
+    """The first few ids, for a message."""
     return ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")

@@ -29,6 +29,7 @@ from pipeline.imagery.storage import Place
 # GDAL's default approximates the transformer within 0.125 px along whole scanlines, so a window warps differently
 # from the whole: 15 % of the pixels of the demo's elevation model. At 1e-9 px none differ.
 WARP_TOLERANCE_PX = 1e-9
+TWICE = 0.3  # of an offset: reflectance of -0.03 in the middle of a scene
 PREVIEW_PIECE = 1024  # px
 
 
@@ -267,7 +268,8 @@ def check_scaling(scene: Scene, wanted: Sequence[Band]) -> None:
     """Read three small windows along the diagonal and refuse values that no scale of the training data explains.
 
     A scene in reflectance and the same scene in raw digital numbers differ by a factor of 10,000: a model would answer
-    either without complaint. Refused is a median further outside the training range than ten times its width.
+    either without complaint. Refused is a median further outside the training range than ten times its width, and one below
+    zero by a good part of a negative offset: some catalogues state one that their numbers no longer have.
     """
     grid = scene.grid
     samples = []
@@ -280,9 +282,16 @@ def check_scaling(scene: Scene, wanted: Sequence[Band]) -> None:
                 continue  # law 6 names the window when its shard is read
     for number, (band, spec) in enumerate(zip(scene.bands, wanted, strict=True)):
         values = [pixels.values_CHW[number][_valid(pixels, number)] for pixels in samples]
-        if spec.range is None or not sum(map(len, values)):
+        if not sum(map(len, values)):
             continue
         median = float(np.median(np.concatenate(values))) * band.scale + band.offset
+        if median < TWICE * band.offset < 0:
+            raise Refused(
+                f"{scene.uri}: band {spec.name} is {median:.3g} in its middle after its offset of {band.offset:g}, which seems to have been"
+                " taken off before: correct the offset that the file or the catalogue states"
+            )
+        if spec.range is None:
+            continue
         low, high = spec.range
         if not low - 10 * (high - low) <= median <= high + 10 * (high - low):
             raise Refused(

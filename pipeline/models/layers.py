@@ -34,7 +34,7 @@ def layers_of(bundle: Bundle, asked: Sequence[str] = ()) -> tuple[str, ...]:
     for layer in sorted({*asked} - {bundle.layer, *others}):
         if bundle.target:
             raise Refused(f"--save {layer}: the model predicts {bundle.target.name}, a number a pixel: only value can be saved")
-        raise Refused(f"--save {layer}: {'is not supported yet' if layer == 'polygons' else 'unknown'}; use mask,confidence,probabilities")
+        raise Refused(f"--save {layer}: unknown; use mask,confidence,probabilities,polygons")
     return (bundle.layer, *(layer for layer in others if layer in asked))
 
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+from pipeline.results.svg import FAINT, GRID, INK, LETTER, brief, line, raw_text, shortened, svg, swatch, text
+
 SERIES = ("#2563a8", "#e07b39", "#3c9d6b", "#b0413e", "#7d5ba6", "#b8860b", "#3aa6b9", "#d16ba5", "#6b7280", "#8fb339")
 HEAT = (37, 99, 168)  # of a full row
-FONT = 'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif"'
-LETTER = 6.4  # px: about the width of one at 12 px
 
 
 class Bar(NamedTuple):
@@ -32,28 +31,28 @@ def bar_chart(groups: Sequence[str], series: Sequence[tuple[str, str]], bars: Se
     bottom = height - 22
     for tick in range(0, 11, 2):
         x = left + span * tick / 10
-        parts.append(_line(x, top, x, bottom, GRID) + _text(x, bottom + 15, f"{tick / 10:g}", "middle", FAINT, 11))
+        parts.append(line(x, top, x, bottom, GRID) + text(x, bottom + 15, f"{tick / 10:g}", "middle", FAINT, 11))
     for row, (group, values) in enumerate(zip(groups, bars, strict=True)):
         y = top + gap / 2 + row * (len(series) * thick + gap)
-        parts.append(_text(left - 8, y + len(series) * thick / 2 + 4, _short(group, left), "end"))
+        parts.append(text(left - 8, y + len(series) * thick / 2 + 4, shortened(group, left), "end"))
         for place, ((name, colour), bar) in enumerate(zip(series, values, strict=True)):
             parts.append(_bar(left, y + place * thick, span, thick, colour, bar, f"{group}, {name}"))
-    return _svg(width, height, parts)
+    return svg(width, height, parts)
 
 
 def _bar(left: float, y: float, span: float, thick: float, colour: str, bar: Bar, what: str) -> str:
     if math.isnan(bar.value):
-        return _text(left + 4, y + thick - 2.5, "none", "start", FAINT, 10)
+        return text(left + 4, y + thick - 2.5, "none", "start", FAINT, 10)
     end, middle = left + span * max(0.0, min(1.0, bar.value)), y + thick / 2
     told = f"{what}: {bar.value:.3f}"
     parts = [f'<rect x="{left:.1f}" y="{y + 1:.1f}" width="{end - left:.1f}" height="{thick - 2:.1f}" fill="{colour}" rx="1.5"/>']
     last = end
     if math.isfinite(bar.low) and math.isfinite(bar.high):
         low, high = (left + span * max(0.0, min(1.0, edge)) for edge in (bar.low, bar.high))
-        parts += [_line(low, middle, high, middle, INK, 1.2), *(_line(x, middle - 3, x, middle + 3, INK, 1.2) for x in (low, high))]
+        parts += [line(low, middle, high, middle, INK, 1.2), *(line(x, middle - 3, x, middle + 3, INK, 1.2) for x in (low, high))]
         told += f" [{bar.low:.3f}, {bar.high:.3f}]"
         last = max(end, high)
-    parts.append(_text(last + 5, y + thick - 2, f"{bar.value:.2f}", "start", FAINT, 10))
+    parts.append(text(last + 5, y + thick - 2, f"{bar.value:.2f}", "start", FAINT, 10))
     return f"<g><title>{escape(told)}</title>{''.join(parts)}</g>"
 
 
@@ -64,21 +63,21 @@ def heat_map(names: Sequence[str], counts: Sequence[Sequence[int]], width: int =
     cell = min(84.0, (width - left - 70) / count)
     tilt = cell < 76
     top = 34 + (min(130.0, LETTER * 0.75 * max(map(len, names)) + 12) if tilt else 18)
-    parts = [_text(left + cell * count / 2, 14, "predicted", "middle", FAINT), _text(8, top - 8, "truth", "start", FAINT)]
+    parts = [text(left + cell * count / 2, 14, "predicted", "middle", FAINT), text(8, top - 8, "truth", "start", FAINT)]
     for number, name in enumerate(names):
         centre = (number + 0.5) * cell
         x = left + centre
         turn = f' transform="rotate(-45 {x:.1f} {top - 6:.1f})"' if tilt else ""
         room = 150 if tilt else cell
-        parts.append(_text(x, top - 6, _short(name, room), "start" if tilt else "middle", extra=turn))
-        parts.append(_text(left - 8, top + centre + 4, _short(name, left), "end"))
+        parts.append(text(x, top - 6, shortened(name, room), "start" if tilt else "middle", extra=turn))
+        parts.append(text(left - 8, top + centre + 4, shortened(name, left), "end"))
         whole = sum(counts[number])
         for column, pixels in enumerate(counts[number]):
             share = pixels / whole if whole else math.nan
             title = f"{name} called {names[column]}: {pixels:,} px" + ("" if math.isnan(share) else f", {share:.2%} of {name}")
             parts.append(_cell(left + column * cell, top + number * cell, cell, share, pixels, title, number == column))
-        parts.append(_text(left + count * cell + 6, top + centre + 4, _brief(whole), "start", FAINT, 10))
-    return _svg(width, top + count * cell + 8, parts)
+        parts.append(text(left + count * cell + 6, top + centre + 4, brief(whole), "start", FAINT, 10))
+    return svg(width, top + count * cell + 8, parts)
 
 
 def _cell(x: float, y: float, side: float, share: float, pixels: int, title: str, diagonal: bool) -> str:
@@ -90,9 +89,9 @@ def _cell(x: float, y: float, side: float, share: float, pixels: int, title: str
     size, middle = (12 if side > 44 else 9), y + side / 2
     if side > 22 and not math.isnan(share):
         told = f"{share:.0%}" if share >= 0.005 or not pixels else "&lt;1%"
-        parts.append(_raw_text(x + side / 2, middle + (0 if side > 44 else 3), told, "middle", ink, size))
+        parts.append(raw_text(x + side / 2, middle + (0 if side > 44 else 3), told, "middle", ink, size))
         if side > 44:
-            parts.append(_raw_text(x + side / 2, middle + 14, _brief(pixels), "middle", ink, 9))
+            parts.append(raw_text(x + side / 2, middle + 14, brief(pixels), "middle", ink, 9))
     return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
 
 
@@ -110,17 +109,17 @@ def calibration_chart(curves: Sequence[Curve], width: int = 520) -> str:
     bin are larger where it holds more pixels."""
     side, left = 330.0, 56.0
     top = 18 + 18 * len(curves) + 8
-    legend = [_swatch(left, 18 + 18 * row, SERIES[row % len(SERIES)], curve.name) for row, curve in enumerate(curves)]
-    parts = [*legend, _line(left, top + side, left + side, top, FAINT, 1, ' stroke-dasharray="4 4"')]
+    legend = [swatch(left, 18 + 18 * row, SERIES[row % len(SERIES)], curve.name) for row, curve in enumerate(curves)]
+    parts = [*legend, line(left, top + side, left + side, top, FAINT, 1, ' stroke-dasharray="4 4"')]
     for tick in range(0, 11, 2):
         x, y = left + side * tick / 10, top + side - side * tick / 10
-        parts += [_line(x, top, x, top + side, GRID), _line(left, y, left + side, y, GRID)]
+        parts += [line(x, top, x, top + side, GRID), line(left, y, left + side, y, GRID)]
         parts += [
-            _text(x, top + side + 16, f"{tick / 10:g}", "middle", FAINT, 11),
-            _text(left - 6, y + 4, f"{tick / 10:g}", "end", FAINT, 11),
+            text(x, top + side + 16, f"{tick / 10:g}", "middle", FAINT, 11),
+            text(left - 6, y + 4, f"{tick / 10:g}", "end", FAINT, 11),
         ]
-    parts.append(_text(left + side / 2, top + side + 34, "confidence", "middle", FAINT))
-    parts.append(_text(14, top + side / 2, "accuracy", "middle", FAINT, extra=f' transform="rotate(-90 14 {top + side / 2:.1f})"'))
+    parts.append(text(left + side / 2, top + side + 34, "confidence", "middle", FAINT))
+    parts.append(text(14, top + side / 2, "accuracy", "middle", FAINT, extra=f' transform="rotate(-90 14 {top + side / 2:.1f})"'))
     for row, curve in enumerate(curves):
         colour = SERIES[row % len(SERIES)]
         points = [(left + side * x, top + side - side * y) for x, y in zip(curve.confidence, curve.accuracy, strict=True)]
@@ -132,49 +131,15 @@ def calibration_chart(curves: Sequence[Curve], width: int = 520) -> str:
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.75"><title>{title}</title></circle>'
             )
-    return _svg(width, top + side + 44, parts)
+    return svg(width, top + side + 44, parts)
 
 
 def _legend(series: Sequence[tuple[str, str]], left: float, y: float) -> str:
     parts, x = [], left
     for name, colour in series:
-        parts.append(_swatch(x, y, colour, _short(name, 190)))
+        parts.append(swatch(x, y, colour, shortened(name, 190)))
         x += 30 + LETTER * min(len(name), 28)
     return "".join(parts)
-
-
-def _swatch(x: float, y: float, colour: str, name: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y - 9:.1f}" width="10" height="10" rx="2" fill="{colour}"/>' + _text(x + 15, y, name)
-
-
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    box = f'viewBox="0 0 {width:g} {height:.0f}" width="{width:g}" height="{height:.0f}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">{"".join(parts)}</svg>'
-
-
-def _line(x: float, y: float, to_x: float, to_y: float, colour: str, width: float = 1.0, extra: str = "") -> str:
-    return f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{to_x:.1f}" y2="{to_y:.1f}" stroke="{colour}" stroke-width="{width:g}"{extra}/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = INK, size: int = 12, extra: str = "") -> str:
-    return _raw_text(x, y, escape(text), anchor, colour, size, extra)
-
-
-def _raw_text(x: float, y: float, text: str, anchor: str, colour: str, size: int, extra: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" {FONT}{extra}>{text}</text>'
-
-
-def _short(text: str, room: float) -> str:
-    """The text, cut where it would be wider than `room` px."""
-    most = max(3, int((room - 10) / LETTER))
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _brief(count: int) -> str:
-    """A count in few letters: 1,234 or 12k or 3.4M."""
-    if count < 10_000:
-        return f"{count:,}"
-    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M" if count < 1e9 else f"{count / 1e9:.1f}G"
 
 
 def scatter_chart(counts: Sequence[Sequence[int]], axis: Sequence[float], name: str, side: float = 360.0) -> str:
@@ -191,12 +156,12 @@ def scatter_chart(counts: Sequence[Sequence[int]], axis: Sequence[float], name: 
                     f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell + 0.2:.2f}" height="{cell + 0.2:.2f}" fill="{SERIES[0]}"'
                     f' fill-opacity="{strength:.2f}"><title>{pixels:,} px</title></rect>'
                 )
-    parts.append(_line(left, bottom, left + side, top, INK, 1, ' stroke-dasharray="4 4"'))
+    parts.append(line(left, bottom, left + side, top, INK, 1, ' stroke-dasharray="4 4"'))
     for tick in range(0, 5):
         place, number = side * tick / 4, axis[0] + (axis[-1] - axis[0]) * tick / 4
-        parts.append(_text(left + place, bottom + 16, f"{number:.4g}", "middle", FAINT, 11))
-        parts.append(_text(left - 6, bottom - place + 4, f"{number:.4g}", "end", FAINT, 11))
+        parts.append(text(left + place, bottom + 16, f"{number:.4g}", "middle", FAINT, 11))
+        parts.append(text(left - 6, bottom - place + 4, f"{number:.4g}", "end", FAINT, 11))
     middle = top + side / 2
-    parts.append(_text(left + side / 2, bottom + 34, f"true {name}", "middle", FAINT))
-    parts.append(_text(14, middle, "predicted", "middle", FAINT, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
-    return _svg(left + side + 20, bottom + 44, parts)
+    parts.append(text(left + side / 2, bottom + 34, f"true {name}", "middle", FAINT))
+    parts.append(text(14, middle, "predicted", "middle", FAINT, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
+    return svg(left + side + 20, bottom + 44, parts)

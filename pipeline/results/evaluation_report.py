@@ -14,9 +14,10 @@ from pipeline.imagery.storage import Place
 from pipeline.models.calibration import binned
 from pipeline.models.metrics import accuracy, mean_iou_of
 from pipeline.results.charts import SERIES, Bar, Curve, bar_chart, calibration_chart, heat_map
+from pipeline.results.evaluation_page import notes, samples
 from pipeline.results.evaluation_samples import best_and_worst
 from pipeline.results.evaluation_tables import COMPARED, BundleScores, Row, Score
-from pipeline.results.page import SIGNIFICANT, marked, notes, p_value, page, samples, section, signed, table, tail, write_page
+from pipeline.results.page import SIGNIFICANT, amount, area_unit, marked, p_value, page, section, signed, table, tail, write_page
 from pipeline.training.scoring import Evaluation
 
 TITLES = {
@@ -162,16 +163,16 @@ def _bundle(evaluation: Evaluation, scores: BundleScores) -> str:
 
 def _areas(evaluation: Evaluation, scores: BundleScores) -> str:
     estimate, (block_low, block_high) = scores.areas, scores.block_areas
-    factor, unit = _unit(float(estimate.mapped.sum())) if scores.on_ground else (1.0, "px")
+    factor, unit = area_unit(float(estimate.mapped.sum())) if scores.on_ground else (1.0, "px")
     rows = []
     for entry in evaluation.classes:
         k = entry.id
         rows.append([
             f'<span class="dot" style="background:{escape(entry.color)}"></span>{escape(entry.name)}',
-            _amount(estimate.mapped[k] / factor),
-            f"<b>{_amount(estimate.area[k] / factor)}</b>",
+            amount(estimate.mapped[k] / factor),
+            f"<b>{amount(estimate.area[k] / factor)}</b>",
             _ends(block_low[k] / factor, block_high[k] / factor),
-            f"± {_amount(1.96 * estimate.area_se[k] / factor)}",
+            f"± {amount(1.96 * estimate.area_se[k] / factor)}",
             _share(estimate.users[k], estimate.users_se[k]),
             _share(estimate.producers[k], estimate.producers_se[k]),
         ])  # fmt: skip
@@ -238,15 +239,4 @@ def _share(value: float, error: float) -> str:
 
 
 def _ends(low: float, high: float) -> str:
-    return "none" if math.isnan(low) else f"{_amount(low)} to {_amount(high)}"
-
-
-def _amount(value: float) -> str:
-    if math.isnan(value):
-        return "none"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
-
-
-def _unit(area_m2: float) -> tuple[float, str]:
-    """Hectares up to a million, then square kilometres; square metres below one."""
-    return (1e6, "km²") if area_m2 >= 1e10 else (1e4, "ha") if area_m2 >= 1e4 else (1.0, "m²")
+    return "none" if math.isnan(low) else f"{amount(low)} to {amount(high)}"

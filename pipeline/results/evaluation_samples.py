@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ from PIL import Image
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery.bands import Band
 from pipeline.models.metrics import accuracy
+from pipeline.results.page import picture_uri
 from pipeline.results.quicklook import painted, scene_picture
 from pipeline.training.block_counts import Labelled, Unit, to_label_ids
 from pipeline.training.scoring import Evaluation
@@ -69,20 +68,14 @@ def sample_of(
     item = next(item for item in labelled if item.name == unit.scene)
     scale = SIDE / max(unit.window.height, unit.window.width)
     shape = (max(1, round(unit.window.height * scale)), max(1, round(unit.window.width * scale)))
-    pictures = [("image", _as_uri(scene_picture(item.scene, bands, unit.window, shape)))]
+    pictures = [("image", picture_uri(scene_picture(item.scene, bands, unit.window, shape)))]
     try:
         layers = [("truth", item.read_labels(unit.window))]
     except (Refused, Unreadable):  # it could be read a moment ago
         layers = []
-    pictures += [(title, _as_uri(_resized(paint(layer_HW), shape))) for title, layer_HW in (*layers, *predicted)]
+    pictures += [(title, picture_uri(_resized(paint(layer_HW), shape))) for title, layer_HW in (*layers, *predicted)]
     return Sample(unit, score, pictures)
 
 
 def _resized(picture_HWC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(picture_HWC).resize(shape[::-1], Image.Resampling.NEAREST))
-
-
-def _as_uri(picture_HWC: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture_HWC).save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

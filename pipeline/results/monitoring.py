@@ -26,8 +26,7 @@ PLACES = {
 }
 TABLES = tuple(DAILY) + tuple(WHOLE) + tuple(PLACES)
 PARTITION = "date="
-# nothing is downloaded; no progress bar stands between the rows of an answer
-SETTINGS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "enable_progress_bar": "false"}
+SETTINGS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}  # nothing is downloaded
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Monitoring:
         with tempfile.TemporaryDirectory(prefix="tilewright-") as spill:
             settings: dict[str, Any] = {**SETTINGS, "temp_directory": spill}
             with duckdb.connect(config=settings) as connection:
+                connection.execute("SET enable_progress_bar = false")  # it would stand between the rows of a CSV
                 store = storage.filesystem(self.out)
                 if store is not None:
                     connection.register_filesystem(store)

@@ -7,12 +7,15 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shapely
 
 from pipeline.imagery import storage
+from pipeline.imagery.raster import Grid
 from pipeline.imagery.storage import Place
 from pipeline.results.region_dates import DatedScene
 
+NEAR_PX = 1e-3
 EDGE_PIECES = 64  # of a side of a scene, before it is taken to another CRS
 
 
@@ -32,11 +35,21 @@ def write_index(scenes: Sequence[DatedScene], layer: str, target: Path) -> None:
     midnight = datetime.combine(scenes[0].day, time(), UTC)
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": f"{midnight:%Y-%m-%dT%H:%M:%S.000Z}"})
     metadata = {  # the last of the order is drawn over the others
-        "RESX": f"{abs(first.affine.a)!r}", "RESY": f"{abs(first.affine.e)!r}", "SORT_FIELD": "rank", "SORT_FIELD_ASC": "NO",
-        "BAND_COUNT": "1", "DATA_TYPE": "Byte", "NODATA": "255",
+        "RESX": repr(abs(first.affine.a)), "RESY": repr(abs(first.affine.e)), **_extent(first, outlines),
+        "SORT_FIELD": "rank", "SORT_FIELD_ASC": "NO", "BAND_COUNT": "1", "DATA_TYPE": "Byte", "NODATA": "255",
     }  # fmt: skip
     pyogrio.write_dataframe(frame, target, layer=layer, driver="GPKG", layer_metadata=metadata, geometry_type="Polygon")
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def _extent(first: Grid, outlines: Sequence[shapely.Polygon]) -> dict[str, str]:
+    """The box that holds all outlines, on the pixels of the first scene, so that these are shown as they are."""
+    a, b, c, d, e, f = tuple(~first.affine)[:6]
+    cols, rows = np.concatenate([shapely.get_coordinates(outline) @ [(a, d), (b, e)] + (c, f) for outline in outlines]).T
+    ends = [(np.floor(low + NEAR_PX), np.ceil(high - NEAR_PX)) for low, high in ((cols.min(), cols.max()), (rows.min(), rows.max()))]
+    corners = [first.affine * (float(col), float(row)) for col, row in zip(*ends, strict=True)]
+    (x, y), (far_x, far_y) = corners
+    return {"MINX": repr(min(x, far_x)), "MAXX": repr(max(x, far_x)), "MINY": repr(min(y, far_y)), "MAXY": repr(max(y, far_y))}
 
 
 def _outline(dated: DatedScene, layer: str) -> Any:

@@ -1,15 +1,20 @@
-"""The pieces of a report as one HTML page that loads nothing: its style, sections, tables, notes, samples."""
+"""The pieces of a report as one HTML page that loads nothing: its style, sections, tables, notes, legends, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
 from html import escape
+
+import numpy as np
+from PIL import Image
 
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.results.evaluation_samples import BUNDLES_SHOWN, Sample
 
-SIGNIFICANT, FEW_UNITS = 0.05, 10
+SIGNIFICANT = 0.05
 STYLE = """
 :root{--ink:#1f2933;--faint:#5f6c7b;--rule:#e4e7eb;--paper:#fff;--tint:#f5f7fa;--accent:#2563a8}
 *{box-sizing:border-box}
@@ -27,13 +32,16 @@ td small{display:block}.best{font-weight:700;color:var(--accent)}.sure{backgroun
 .note{border-left:3px solid #e0a030;background:#fff8ea;padding:8px 14px;border-radius:0 6px 6px 0;margin:8px 0}
 .sample{display:inline-block;vertical-align:top;border:1px solid var(--rule);border-radius:8px;padding:10px 12px;margin:0 14px 14px 0}
 .wrapped th,.wrapped td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:64px;max-width:190px}
-.wrapped th{vertical-align:bottom}.wrapped td,.wrapped th{padding:6px 8px}.wrapped td:first-child{min-width:110px;padding-left:0}
+.wrapped th{vertical-align:bottom}.wrapped td,.wrapped th{padding:6px 8px}
+.wrapped th:first-child,.wrapped td:first-child{min-width:110px;padding-left:0}
 .shade{display:block;padding:1px 6px;border-radius:4px}
 .sample{max-width:100%;overflow-x:auto}.pictures{margin-top:6px;white-space:nowrap}
 figure{display:inline-block;vertical-align:top;margin:0 8px 0 0}
 figure img{display:block;border-radius:4px;max-width:176px;image-rendering:pixelated}
 figcaption{font-size:12px;color:var(--faint);max-width:176px;white-space:normal;overflow-wrap:anywhere}
 svg{max-width:100%;height:auto;display:block}
+.legend{max-width:none}.legend>span{display:inline-block;margin-right:16px}
+@media (max-width:600px){main{padding:14px 8px 40px}section{padding:14px 12px;margin:12px 0}h1{font-size:22px;overflow-wrap:anywhere}}
 """
 
 
@@ -45,11 +53,11 @@ def write_page(html: str, path: Place) -> None:
         storage.publish(made, path)
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A page; title and body are HTML already."""
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """A page; title and body are HTML already; `style` is CSS of its own."""
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{STYLE}</style></head>"
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}{style}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 
@@ -60,18 +68,6 @@ def section(title: str, content: str) -> str:
 
 def note(text: str) -> str:
     return f'<div class="note">{escape(text)}</div>'
-
-
-def notes(skipped: Mapping[str, str], unpredicted: Mapping[str, int], thing: str, units: int) -> Iterator[str]:
-    """What a reader of any evaluation must know: scenes that were skipped and why, labelled pixels that each bundle gives no `thing`,
-    and whether there are too few units to draw from."""
-    for scene, reason in skipped.items():
-        yield note(f"Skipped: {scene}: {reason}")
-    told = ", ".join(f"{name} to {count:,}" for name, count in unpredicted.items() if count)
-    if told:
-        yield note(f"Labelled pixels that a bundle gives no {thing}, where a band is missing, are scored for no bundle: {told}.")
-    if units < FEW_UNITS:
-        yield note(f"Only {units} unit{'s' * (units != 1)} to draw from: intervals are rough and too narrow, or missing.")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
@@ -89,32 +85,35 @@ def p_value(p: float | None) -> str:
     return "none" if p is None else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def legend(entries: Iterable[tuple[str, str]]) -> str:
+    """Colours, #RRGGBB, and what they mean."""
+    dots = "".join(f'<span><span class="dot" style="background:{escape(colour)}"></span>{escape(text)}</span>' for colour, text in entries)
+    return f'<p class="legend">{dots}</p>'
+
+
+def picture_uri(picture_HWC: np.ndarray, form: str = "PNG") -> str:
+    """A picture, uint8 H x W x 3, as a data URI; JPEG for photographs, which it makes a tenth."""
+    file = io.BytesIO()
+    options = {"optimize": True} if form == "PNG" else {"quality": 82}
+    Image.fromarray(picture_HWC).save(file, format=form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def amount(value: float) -> str:
+    """A number in as many digits as a person reads."""
+    if math.isnan(value):
+        return "none"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def area_unit(area_m2: float) -> tuple[float, str]:
+    """Hectares up to a million, then square kilometres; square metres below one."""
+    return (1e6, "km²") if area_m2 >= 1e10 else (1e4, "ha") if area_m2 >= 1e4 else (1.0, "m²")
+
+
 def tail(place: str) -> str:
     return place if len(place) <= 60 else f"…{place[-59:]}"
 
 
 def marked(text: str, p: float | None) -> str:
     return f'<span class="sure">{text}</span>' if p is not None and p < SIGNIFICANT else text
-
-
-def samples(legend: Iterable[tuple[str, str]], worst: Sequence[Sample], best: Sequence[Sample], bundles: int) -> str:
-    """The worst and the best samples of so many bundles; the legend is colours, #RRGGBB, and what they mean."""
-    dots = "".join(
-        f'<span style="margin-right:16px"><span class="dot" style="background:{escape(colour)}"></span>{escape(text)}</span>'
-        for colour, text in legend
-    )
-    more = f" The first {BUNDLES_SHOWN} bundles are shown." if bundles > BUNDLES_SHOWN else ""
-    parts = [f'<p>{dots}</p><p class="faint">Grey: no label, or no data.{more}</p>']
-    for title, listed in (("Worst", worst), ("Best", best)):
-        parts += [f"<h3>{title}</h3>", *map(_sample_figure, listed)] if listed else []
-    return "".join(parts)
-
-
-def _sample_figure(sample: Sample) -> str:
-    window = sample.unit.window
-    figures = "".join(
-        f'<figure><img src="{uri}" alt="{escape(title)}"><figcaption>{escape(title)}</figcaption></figure>'
-        for title, uri in sample.pictures
-    )
-    place = f"row {window.row}, column {window.col}, {window.height} x {window.width} px"
-    return f'<div class="sample"><small>{escape(sample.unit.scene)}: {place}</small><div class="pictures">{figures}</div></div>'

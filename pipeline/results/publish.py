@@ -25,8 +25,9 @@ from pipeline.inference.part import FailedWindow, read_part
 from pipeline.inference.plan import Plan
 from pipeline.inference.tally import total
 from pipeline.models.bundle import Bundle
+from pipeline.results.polygons import PolygonOptions, polygons_made_from, write_polygons
 from pipeline.results.quicklook import draw_quicklook, quicklook_input_id
-from pipeline.results.stac import MadeFile, item_input_id, make_item
+from pipeline.results.stac import MadeFile, item_made_from, make_item
 from pipeline.results.tables import AREAS, VALUES, areas_rows, read_rows, table_input_id, values_rows, write_table
 
 
@@ -38,7 +39,11 @@ class Table(NamedTuple):
     rows: Callable[[Plan, Bundle, Any, str], list[dict[str, Any]]]
 
 
+PARCELS_FOLDER = "parcels"  # in OUT/results
 TABLES = {"mask": Table("areas", AREAS, areas_rows), "value": Table("values", VALUES, values_rows)}  # by a plan's first layer
+
+
+POLYGONS_NAME = "polygons.parquet"
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,23 @@ def table_path(ledger: SceneLedger, layer: str) -> Place:
     return storage.place_of(ledger.out) / "results" / TABLES[layer].folder / f"{ledger.scene}.parquet"
 
 
+def parcels_path(ledger: SceneLedger) -> Place:
+    """Where the table of a scene's parcels is, if one was asked for."""
+    return storage.place_of(ledger.out) / "results" / PARCELS_FOLDER / f"{ledger.scene}.parquet"
+
+
+def parcels_input_id(ledger: SceneLedger, parcels_id: str) -> str:
+    """What the table of a scene's parcels is made from: the attempt at the scene, and the parcels."""
+    return f"{ledger.attempt}+{parcels_id}"
+
+
 def published_rows(ledger: SceneLedger, layer: str) -> list[dict[str, Any]]:
     """The rows of a published scene's table."""
     return read_rows(table_path(ledger, layer))
 
 
-def is_done(ledger: SceneLedger, layers: tuple[str, ...]) -> bool:
-    """Whether the manifest is there and every published file was made from this attempt."""
+def is_done(ledger: SceneLedger, layers: tuple[str, ...], polygons: PolygonOptions | None = None) -> bool:
+    """Whether the manifest is there and every published file was made from this attempt, with `polygons` those too."""
     if ledger.manifest() is None:
         return False
     folder, attempt = ledger.scene_folder, ledger.attempt
@@ -71,8 +86,15 @@ def is_done(ledger: SceneLedger, layers: tuple[str, ...]) -> bool:
         all(raster_input_id(folder / f"{layer}.tif") == attempt for layer in layers)
         and table_input_id(table_path(ledger, layers[0])) == attempt
         and quicklook_input_id(folder / "quicklook.png") == attempt
-        and item_input_id(folder / "item.json") == attempt
+        and item_made_from(folder / "item.json", polygons) == attempt
+        and (polygons is None or polygons_input_id(folder / POLYGONS_NAME, polygons) == attempt)
     )
+
+
+def polygons_input_id(path: Place, options: PolygonOptions) -> str | None:
+    """The attempt that a file of polygons was made from; None where there is none, or one with other options."""
+    found = polygons_made_from(path)
+    return found[0] if found and found[1] == options else None
 
 
 def raster_input_id(path: Place) -> str | None:
@@ -84,20 +106,26 @@ def raster_input_id(path: Place) -> str | None:
         return None
 
 
-def publish_scene(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, *, accept_partial: bool) -> Published:
+def publish_scene(
+    ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, *, accept_partial: bool, polygons: PolygonOptions | None = None
+) -> Published:  # fmt: skip
     """Publish what the parts hold: the scene, or a partial raster where shards or windows failed.
 
-    Where another driver has published all of it, nothing is done. Raises Unreadable, with nothing more published, where the
-    input no longer has the version that was read.
+    Where another driver has published all of it, nothing is done; where all but the polygons is there, no part is needed. Raises
+    Unreadable, with nothing more published, where the input no longer has the version that was read.
     """
     check_unchanged(plan.scene)
-    if is_done(ledger, plan.layers):
+    if is_done(ledger, plan.layers, polygons):
         return _published_before(ledger, plan.layers[0], run_id)
+    if polygons and is_done(ledger, plan.layers):
+        published = _published_before(ledger, plan.layers[0], run_id)
+        _publish_files(ledger, plan, bundle, [], published.rows, polygons)
+        return published
     whole = not ledger.missing(plan)  # before the parts are listed: another driver may add some between the two
     places = ledger.parts(plan)
     with storage.all_here([place for _, place in places]) as copies:
         parts = Parts([(shard, path) for (shard, _), path in zip(places, copies, strict=True)], [place.name for _, place in places], whole)
-        return _publish_parts(ledger, plan, bundle, run_id, parts, accept_partial=accept_partial)
+        return _publish_parts(ledger, plan, bundle, run_id, parts, accept_partial, polygons)
 
 
 class Parts(NamedTuple):
@@ -108,7 +136,9 @@ class Parts(NamedTuple):
     whole: bool  # every shard has one without failed windows
 
 
-def _publish_parts(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, parts: Parts, *, accept_partial: bool) -> Published:
+def _publish_parts(
+    ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str, parts: Parts, accept_partial: bool, polygons: PolygonOptions | None
+) -> Published:  # fmt: skip
     contents = [read_part(path) for _, path in parts.files]
     tallies, failed = [content.tally for content in contents], [window for content in contents for window in content.failed]
     done = {shard for shard, _ in parts.files}
@@ -130,7 +160,7 @@ def _publish_parts(ledger: SceneLedger, plan: Plan, bundle: Bundle, run_id: str,
         "input_id": ledger.attempt, "scene": plan.scene.uri, "run_id": run_id,
         "parts": parts.names, "pixel_count": counted.pixels, "failed_windows": [list(window) for window in failed],
     })  # fmt: skip
-    _publish_files(ledger, plan, bundle, parts.files, rows)
+    _publish_files(ledger, plan, bundle, parts.files, rows, polygons)
     return Published(ledger.scene_folder / f"{layer}.tif", rows, failed, True, _is_ours(ledger, run_id))
 
 
@@ -145,8 +175,14 @@ def _is_ours(ledger: SceneLedger, run_id: str) -> bool:
     return (ledger.manifest() or {}).get("run_id") == run_id
 
 
-def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[tuple[Window, Path]], rows: list[dict[str, Any]]) -> None:
-    """Publish each final file that this attempt has not published yet; the item comes last, since it names the others."""
+def _publish_files(
+    ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[tuple[Window, Path]], rows: list[dict[str, Any]],
+    polygons: PolygonOptions | None,
+) -> None:  # fmt: skip
+    """Publish each final file that this attempt has not published yet; the item comes last, since it names the others.
+
+    Polygons that nobody asks for stay where they are of this attempt, and go where they are of another.
+    """
     folder, attempt = ledger.scene_folder, ledger.attempt
     publish = partial(_publish, ledger, plan.scene)
     made: dict[str, MadeFile] = {}
@@ -157,9 +193,19 @@ def _publish_files(ledger: SceneLedger, plan: Plan, bundle: Bundle, parts: list[
     publish(table_path(ledger, layer), table_input_id, lambda file: write_table(rows, schema, file, attempt))
     draw = partial(draw_quicklook, plan, bundle, folder / f"{layer}.tif", rows, input_id=attempt)
     made["quicklook"] = publish(folder / "quicklook.png", quicklook_input_id, draw)
+    if (table_input_id(parcels_path(ledger)) or "").partition("+")[0] != attempt:
+        storage.remove(parcels_path(ledger))  # of another attempt: made again where parcels are asked for
+    place = folder / POLYGONS_NAME
+    if polygons:
+        outline = partial(write_polygons, plan=plan, bundle=bundle, folder=folder, input_id=attempt, rows=rows, options=polygons)
+        made["polygons"] = publish(place, partial(polygons_input_id, options=polygons), outline)
+    elif (found := polygons_made_from(place)) and found[0] == attempt:
+        polygons, made["polygons"] = found[1], MadeFile.of(place)
+    else:
+        storage.remove(place)
     storage.remove(folder / f"{layer}.partial.tif")  # before the item, with which the scene is done
-    item = json_bytes(make_item(plan, bundle, made, attempt, rows))
-    publish(folder / "item.json", item_input_id, lambda file: file.write_bytes(item))
+    item = json_bytes(make_item(plan, bundle, made, attempt, rows, polygons))
+    publish(folder / "item.json", partial(item_made_from, polygons=polygons), lambda file: file.write_bytes(item))
     ledger.sweep()
 
 

@@ -25,6 +25,7 @@ class DatedScene:
 
     scene: Scene
     ledger: SceneLedger
+    layers: tuple[str, ...]
     valid_share: float  # of the pixels of its region
     off_nadir: float | None  # degrees
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
+from pipeline.results.polygons import PolygonOptions
 from pipeline.results.tables import parse_datetime
 
 EXTENSIONS = [
@@ -25,6 +27,7 @@ EXTENSIONS = [
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 ]
 COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+GEOPARQUET_TYPE = "application/vnd.apache.parquet"
 EDGE_POINTS = 32
 CLASSIFICATION = EXTENSIONS[1]
 TITLES = {"mask": "Class ids", "confidence": "Confidence, 0 to 100", "probabilities": "Probability of each class, 0 to 100"}
@@ -44,9 +47,11 @@ class MadeFile(NamedTuple):
 
 
 def make_item(
-    plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_id: str, rows: Sequence[Mapping[str, Any]]
+    plan: Plan, bundle: Bundle, files: Mapping[str, MadeFile], input_id: str, rows: Sequence[Mapping[str, Any]],
+    polygons: PolygonOptions | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The item of the files in one scene folder: `files` are layers and `quicklook`, by name; `rows` are the scene's table."""
+    """The item of the files in one scene folder: `files` are layers, `quicklook` and `polygons`, by name; `rows` are the scene's
+    table; `polygons` is how those were made."""
     footprint, bbox = _footprint(plan)
     grid, window = plan.scene.grid, plan.region.window
     transform = grid.affine * Affine.translation(window.col, window.row)
@@ -82,14 +87,20 @@ def make_item(
             {"rel": "derived_from", "href": plan.scene.uri, "title": plan.scene.scene_id},
             {"rel": "mlm:model", "href": _model_href(bundle), "type": "application/json", "title": bundle.architecture},
         ],
-        "assets": {name: _asset(name, path, bundle, rows) for name, path in files.items()},
+        "assets": {name: _asset(name, path, bundle, rows, polygons) for name, path in files.items()},
     }
 
 
-def item_input_id(path: Place) -> str | None:
-    """The input that an item was made from; None where there is none."""
+def item_made_from(path: Place, polygons: PolygonOptions | None = None) -> str | None:
+    """The input that an item was made from; None where there is none, or, with `polygons`, where it names none made so."""
     item = storage.read_json(path)
-    return item["properties"].get("tilewright:input_id") if item else None
+    if not item or (polygons and not _options(polygons).items() <= item["assets"].get("polygons", {}).items()):
+        return None
+    return item["properties"].get("tilewright:input_id")
+
+
+def _options(polygons: PolygonOptions) -> dict[str, float]:
+    return {f"tilewright:{name}": value for name, value in asdict(polygons).items()}
 
 
 def _code(crs: CRS | None) -> str | None:
@@ -102,10 +113,15 @@ def _model_href(bundle: Bundle) -> str:
     return f"{bundle.path}/model.json" if Path(bundle.local).is_dir() else bundle.path
 
 
-def _asset(name: str, file: MadeFile, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _asset(
+    name: str, file: MadeFile, bundle: Bundle, rows: Sequence[Mapping[str, Any]], polygons: PolygonOptions | None
+) -> dict[str, Any]:  # fmt: skip
     about = {"file:size": file.size, "file:checksum": f"1220{file.sha256}"}
     if name == "quicklook":
         return {"href": f"./{file.name}", "type": "image/png", "roles": ["overview"], "title": "Quicklook", **about}
+    if name == "polygons" and polygons:
+        asset = {"href": f"./{file.name}", "type": GEOPARQUET_TYPE, "roles": ["data"], "title": "Polygons of the classes", **about}
+        return asset | _options(polygons)
     if name == "value" and bundle.target:
         asset = {"href": f"./{file.name}", "type": COG_TYPE, "roles": ["data"], "title": bundle.target.name, **about}
         return asset | {"data_type": "float32", "nodata": "nan", **_measured(rows[0])}

@@ -50,6 +50,24 @@ VALUES = pa.schema([
     pa.field("input_id", pa.string(), nullable=False),
 ])  # fmt: skip
 
+BBOX = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")])
+# A row a polygon of a mask: GeoParquet, in the order of their last rows, then of their first pixels (row, col); `polygon_id` counts
+# them from 0. Areas are those of their pixels; the perimeter is that of the geometry, holes included. Both are null without a place on
+# the ground. The geometry is WKB, in the scene's CRS, or in the raster's own coordinates where it has none.
+POLYGONS = pa.schema([
+    pa.field("polygon_id", pa.int64(), nullable=False),
+    pa.field("class_id", pa.uint8(), nullable=False),
+    pa.field("class_name", pa.string(), nullable=False),
+    pa.field("area_m2", pa.float64()),
+    pa.field("perimeter_m", pa.float64()),
+    pa.field("pixel_count", pa.int64(), nullable=False),
+    pa.field("mean_confidence", pa.float64()),  # 0..100; null unless saved
+    pa.field("model_id", pa.string(), nullable=False),
+    pa.field("input_id", pa.string(), nullable=False),
+    pa.field("geometry", pa.binary(), nullable=False),
+    pa.field("bbox", BBOX, nullable=False),
+])  # fmt: skip
+
 
 # What jobs/evaluate_model.py writes. `scope` is all or scene, `scene` and `class_*` are null where a row is of all of them;
 # `low` and `high` are the ends of a 95 % interval; `value` is null where a measure has none.
@@ -227,7 +245,7 @@ CHANGES = pa.schema([
 # GeoParquet 1.1 with a bbox column: every parcel of the region, in EPSG:4326, sorted by `parcel_id`; all other tables have that order.
 PARCEL_GEOMETRY_COLUMNS = ("parcel_id", "district_id", "area_m2", "geometry", "bbox")
 MONITORING_SCHEMA_VERSION = "1"  # in the metadata of each of these files
-ROW_GROUP = 100_000  # rows of these files: a parcel's rows are found in one or two groups by their least and greatest parcel_id
+ROW_GROUP = 50_000  # rows of these files: a parcel's rows are found in one or two groups by their least and greatest parcel_id
 
 
 def file_settings(schema: pa.Schema) -> dict[str, Any]:
@@ -290,9 +308,17 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path, i
 
 
 def write_monitoring(table: pa.Table, path: Path, input_id: str) -> None:
-    """Write one of the tables of a monitoring, with what it was made from in its metadata."""
-    metadata = {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id}
-    pq.write_table(table.replace_schema_metadata(metadata), path, **file_settings(table.schema))
+    """Write one of the tables of a monitoring, with what it was made from in its metadata.
+
+    Dictionaries, which hold a column of millions of equal strings in memory, are written as the strings they stand for.
+    """
+    fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in table.schema]
+    schema = pa.schema(fields, {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id})
+    settings = file_settings(schema)
+    rows = settings.pop("row_group_size")
+    with pq.ParquetWriter(path, schema, **settings) as file:
+        for start in range(0, table.num_rows, rows):
+            file.write_table(table.slice(start, rows).cast(schema), row_group_size=rows)
 
 
 def publish_tables(out: Place, tables: Mapping[str, tuple[Iterable[dict[str, Any]], pa.Schema]]) -> None:

@@ -14,8 +14,9 @@ from pipeline.imagery.storage import Place
 from pipeline.models.ramp import ramp_legend
 from pipeline.models.value_scores import COUNT, HAVE_UNIT, LOWER_IS_BETTER, TRUTH_SQUARED, r2, rmse
 from pipeline.results.charts import scatter_chart
+from pipeline.results.evaluation_page import notes, samples
 from pipeline.results.evaluation_tables import Row, Score
-from pipeline.results.page import SIGNIFICANT, marked, note, notes, p_value, page, samples, section, table, tail, write_page
+from pipeline.results.page import SIGNIFICANT, marked, note, p_value, page, section, table, tail, write_page
 from pipeline.results.value_samples import lowest_and_highest
 from pipeline.results.value_tables import COMPARED, BundleErrors
 from pipeline.training.value_scoring import ValueEvaluation

@@ -129,6 +129,13 @@ def test_a_folder_of_dated_files(tmp_path: Path):
     ]
 
 
+def test_bands_that_files_do_not_name_are_named(tmp_path: Path):
+    touch(tmp_path, "m_4709963_se_14_1_20090818.tif")
+    (source,) = find_dated(str(tmp_path), Asked(bands=("red", "green", "blue", "nir")), ["red", "nir"]).sources
+    assert source.datetime == "2009-08-18T00:00:00Z"
+    assert [entry.names for entry in source.assets[0].bands] == [("red",), ("green",), ("blue",), ("nir",)]
+
+
 def test_files_that_differ_by_their_band_are_one_scene(tmp_path: Path):
     touch(
         tmp_path,
@@ -173,6 +180,8 @@ def served(items: list[dict[str, Any]], asked: list[dict[str, Any]]) -> Iterator
 
     class Api(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path.startswith("/nowhere"):
+                return self.send_error(404)
             conforms = [f"https://api.stacspec.org/v1.0.0/{part}" for part in ("core", "item-search")]
             self._answer({
                 "type": "Catalog", "stac_version": "1.0.0", "id": "api", "description": "", "conformsTo": conforms,
@@ -230,5 +239,7 @@ def test_a_server_is_asked_for_what_is_wanted_page_by_page():
 
 
 def test_a_server_that_does_not_answer_is_no_empty_archive():
-    with pytest.raises((OSError, Refused), match="127"):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
         find_dated("http://127.0.0.1:9", Asked(), [])
+    with served([], []) as url, pytest.raises(Refused, match="check the address and the collections"):
+        find_dated(f"{url}/nowhere", Asked(), [])

@@ -52,6 +52,7 @@ def test_a_season_is_there_once_it_is_over_and_every_window_was_seen():
     days = [date(2016, 4, 3), date(2017, 4, 9), date(2017, 7, 2)]
     assert seasons_of(found, days) == [], "July 2017 may still bring scenes"
     assert seasons_of(found, [*days, date(2017, 8, 1)]) == [2017]
+    assert seasons_of(found, days, date(2017, 7, 31)) == [2017], "or that is all there will be"
     assert seasons_of(found, []) == []
 
 

@@ -684,6 +684,18 @@ def test_scaling_is_checked_in_scenes_of_any_size(tmp_path: Path, shape: tuple[i
         check_scaling(opened(path), [Band("x0", range=(0.0, 1.0))])
 
 
+@pytest.mark.parametrize(("numbers", "fits"), [((1200, 1900), True), ((950, 1100), True), ((200, 900), False)])
+def test_an_offset_that_the_numbers_no_longer_have_is_refused(tmp_path: Path, numbers: tuple[int, int], fits: bool):
+    """Sentinel-2 as a catalogue lists it that has taken 1000 off and still says -0.1; dark water is near 0 and fits."""
+    values_CHW = np.random.default_rng(1).integers(*numbers, (1, 300, 300)).astype(np.uint16)
+    path = write(tmp_path / "scene.tif", values_CHW, scales=(1e-4,), offsets=(-0.1,), descriptions=("red",))
+    scene = open_scene(Source(str(path), "scene", None, (Asset(path),)), [Band("red")])
+    if fits:
+        return check_scaling(scene, [Band("red")])
+    with pytest.raises(Refused, match=r"after its offset of -0\.1, which seems to have been taken off before"):
+        check_scaling(scene, [Band("red")])
+
+
 def test_a_scene_of_nodata_or_of_broken_blocks_says_nothing_of_its_scaling(tmp_path: Path):
     wanted = [Band("x0", range=(0.0, 1.0))]
     check_scaling(opened(write(tmp_path / "a.tif", np.full((1, 90, 90), 5000, "uint16"), nodata=5000), wanted), wanted)

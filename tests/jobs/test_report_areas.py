@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
 
 from jobs import report_areas
 from tests.results.monitored import Monitored, write_results
-from tests.servers import Store, put_file
+from tests.servers import Store, get_bytes, put_file
 
 MADE = Monitored(parcels=80, dates=6, classes=3, odd_id="<b>\x1b[31mred")
 
@@ -67,6 +69,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(out: Path, tmp_path: Path, ca
         "is an OUT of segment_region": [other, "--query", "data_gaps"],
         "is a file": [other / "dataset.json", "--query", "data_gaps"],
         "has no region elsewhere": [out, "--query", "data_gaps", "--of", "elsewhere"],
+        "say which with --query": [out, "--since", "2017-04-01"],
         "say where with --output": [out, "--query", "data_gaps", "--format", "parquet"],
     }
     for told, arguments in cases.items():
@@ -95,6 +98,11 @@ def test_on_object_storage(
         run("s3://monitored/season", "--query", "area_by_class", "--since", MADE.days[4], "--output", "s3://monitored/areas.parquet") == 0
     )
     read = {path for method, path in store.requests if method == "GET" and "parquet" in path and "list-type" not in path}
-    assert any("date=2017-04-22" in path or "date%3D2017-04-22" in path for path in read), read
+    days = {day for day in MADE.days if any(f"date={day}" in unquote(path) for path in read)}
+    assert days == {MADE.days[0], *MADE.days[4:]}  # the schema is that of the first file
     assert run("s3://monitored/nothing", "--query", "data_gaps") == 2
+    assert run(out, "--output", tmp_path / "report.html") == run("s3://monitored/season", "--output", "s3://monitored/report.html") == 0
+    local, remote = (tmp_path / "report.html").read_text(), (get_bytes(store, "monitored/report.html") or b"").decode()
+    made = r"made \d{4}-\d\d-\d\d \d\d:\d\d UTC"
+    assert re.sub(made, "", remote) == re.sub(made, "", local) and "Season curves" in local
     assert store.url not in capsys.readouterr().err

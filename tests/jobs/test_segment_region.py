@@ -84,6 +84,21 @@ def test_a_second_start_does_nothing_and_says_so(identity: Bundle, ray_cluster: 
     assert files_of(out) == before
 
 
+def test_polygons_are_added_to_a_finished_scene_whose_parts_are_gone(identity: Bundle, ray_cluster: dict[str, str], tmp_path: Path):
+    scene, out = write_scene(tmp_path / "one.tif", smooth_noise(22, (1, 300, 300), high=200)), tmp_path / "out"
+    assert run(segment(scene, identity, out, "--clean"), **ray_cluster).returncode == 0
+    before, folder = files_of(out), out / "scenes" / "one"
+    added = run(segment(scene, identity, out, "--save", "mask,polygons", "--min-area", 9000), **ray_cluster)
+    assert added.returncode == 0, added.stderr
+    assert "0 shard(s) to do" in added.stderr
+    changed = {name for name, content in files_of(out).items() if before.get(name) != content}
+    assert changed == {"scenes/one/polygons.parquet", "scenes/one/item.json"}
+    table = pq.read_table(folder / "polygons.parquet", columns=["area_m2", "pixel_count"])
+    assert min(table["area_m2"].to_pylist()) >= 9000 and sum(table["pixel_count"].to_pylist()) == 300 * 300
+    again = run(segment(scene, identity, out, "--save", "polygons", "--min-area", 9000), RAY_ADDRESS="127.0.0.1:1")
+    assert again.returncode == 0 and "1 scene(s) were done already" in again.stdout
+
+
 def test_a_killed_actor_or_driver_changes_no_byte(
     scene: Path, exact_unet: Bundle, ray_cluster: dict[str, str], slowly: dict[str, str], tmp_path: Path
 ):

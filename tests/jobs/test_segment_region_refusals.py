@@ -104,11 +104,13 @@ def test_regions_that_are_elsewhere(refusal: Refusal, scene: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--parcels", "fields.gpkg"], "--parcels is not supported yet"),
+        (["--parcels", "fields.gpkg"], "fields.gpkg: no such file (--parcels)"),
+        (["--parcel-id", "id"], "--parcel-id id: is a column of a file of parcels: add --parcels FILE"),
         (["--mpp", "0.5"], "--mpp is not supported yet"),
         (["--precision", "fp8"], "--precision fp8: unknown; use auto, fp32"),
         (["--precision", "double"], "--precision double: unknown"),
-        (["--save", "mask,polygons"], "--save polygons: is not supported yet"),
+        (["--min-area", "100"], "--min-area 100: is of polygons: add --save polygons"),
+        (["--save", "polygons", "--simplify", "-1"], "--simplify -1: must be 0 or above"),
         (["--save", "logits"], "--save logits: unknown"),
         (["--tile", "many"], "--tile many: must be a whole number or auto"),
         (["--halo=-8"], "--halo -8: must be a whole number or auto or exact"),

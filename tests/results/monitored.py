@@ -240,7 +240,7 @@ def area_rows(made: Monitored, known: KnownAreas) -> dict[str, Any]:
     names = [None, *(f"D{number:02d}" for number in range(made.districts)), ""]
     rows = len(names) * k
     flat, adjusted = area.ravel(), area.ravel() * 0.97 + np.repeat(valid, k) * 0.01
-    error = np.sqrt(adjusted) * 12
+    error = 0.012 * np.repeat(valid, k)
     none = pa.nulls(rows, pa.float64())
     return {
         "district_id": pa.array([name for name in names for _ in range(k)], pa.string()),
@@ -305,13 +305,19 @@ def season_rows(made: Monitored) -> dict[str, Any]:
 
 
 def change_rows(made: Monitored) -> dict[str, Any]:
-    """In the order of parcels; none has both kinds."""
+    """In the order of parcels; none has both kinds. A change that no date shows before and after is not told."""
     changed = np.flatnonzero((made.changed_at < made.dates) | (made.fallen_at < made.dates))
+    when = np.minimum(made.changed_at, made.fallen_at)[changed]
+    known_DP = np.stack([made.states_at(number)[changed] == 0 for number in range(made.dates)])
+    number_D1 = np.arange(made.dates)[:, None]
+    before_at = np.where(known_DP & (number_D1 < when), number_D1, -1).max(axis=0)
+    since_at = np.where(known_DP & (number_D1 >= when), number_D1, made.dates).min(axis=0)
+    told = (before_at >= 0) & (since_at < made.dates)
+    changed, before_at, since_at = changed[told], before_at[told], since_at[told]
     of_class = made.changed_at[changed] < made.dates
-    when = np.where(of_class, made.changed_at[changed], made.fallen_at[changed])
     before, after = made.truth[changed], (made.truth[changed] + 1) % made.classes
     value = made.ndvi(slice(None), made.days[-1])[changed]
-    confirmed = np.minimum(when + 1, made.dates - 1)
+    confirmed = np.minimum(since_at + 1, made.dates - 1)
 
     def number(values: np.ndarray, kind: Any = pa.float64()) -> pa.Array:
         return pa.array(values, kind, mask=of_class)
@@ -319,8 +325,8 @@ def change_rows(made: Monitored) -> dict[str, Any]:
     return {
         "parcel_id": _strings(made.ids, changed),
         "kind": _named(np.where(of_class, 0, 1), ("class", "index")),
-        "before_date": _dates(made.days, when - 1),
-        "since_date": _dates(made.days, when),
+        "before_date": _dates(made.days, before_at),
+        "since_date": _dates(made.days, since_at),
         "confirmed_date": _dates(made.days, confirmed),
         "from_class_id": pa.array(before.astype(np.uint8), mask=~of_class),
         "from_class_name": _named(np.where(of_class, before, -1), NAMES[: made.classes]),

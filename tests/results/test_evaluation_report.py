@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,31 +23,11 @@ from pipeline.results.evaluation_report import report_html
 from pipeline.results.evaluation_tables import comparison_rows, score_bundle, write_tables
 from pipeline.training.block_counts import Prediction, Unit
 from pipeline.training.scoring import BundleCounts, Evaluation
+from tests.pages import Checker
 from tests.toys import COLOURS, smooth_noise, write_scene
 
 NASTY = "<script>alert('x')</script> & \"sons\""
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
-VOID = {"meta", "img", "br", "rect", "line", "circle", "polyline"}
-
-
-class Checker(HTMLParser):
-    """Fails on tags that are closed wrongly, and collects what is loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loaded: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loaded += [value or "" for name, value in attributes if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import rasterio
 from PIL import Image
 
 from pipeline.errors import Unreadable
+from pipeline.imagery import storage
 from pipeline.models.bundle import NODATA, Bundle
 from pipeline.results import publish as publishing
+from pipeline.results.polygons import PolygonOptions, polygons_made_from
 from pipeline.results.publish import is_done, publish_scene, table_path
 from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes, value_bundle
 
@@ -32,7 +35,7 @@ def files(done: Done) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in paths}
 
 
-def again(done: Done, bundle: Bundle, run_id: str = "another run", **about: bool) -> publishing.Published:
+def again(done: Done, bundle: Bundle, run_id: str = "another run", **about: Any) -> publishing.Published:
     return publish_scene(done.ledger, done.plan, bundle, run_id, **{"accept_partial": False} | about)
 
 
@@ -164,6 +167,72 @@ def test_the_loser_of_two_drivers_changes_nothing(tmp_path: Path, bundle: Bundle
     monkeypatch.setattr(publishing, "is_done", lambda *_: False)  # it looked before the winner was done
     assert not again(done, bundle).complete
     assert files(done) == before
+
+
+def changed(done: Done, before: dict[str, tuple[bytes, int]]) -> set[str]:
+    """The final files that are not those of `before`."""
+    return {name for name, content in files(done).items() if before.get(name) != content}
+
+
+def test_polygons_are_added_later_and_follow_their_options(tmp_path: Path, bundle: Bundle):
+    """From the mask: the parts may be gone. The item names them, and how they were made."""
+    done = publish(tmp_path / "out", bundle, stripes(80, 600, corner=20), layers=LAYERS)
+    done.ledger.clean()
+    before, plain, sieved = files(done), PolygonOptions(), PolygonOptions(min_area_m2=9000.0)
+    assert not is_done(done.ledger, LAYERS, plain)
+    assert again(done, bundle, polygons=plain).complete and is_done(done.ledger, LAYERS, plain) and is_done(done.ledger, LAYERS)
+    assert changed(done, before) == {"polygons.parquet", "item.json"}
+    asset = storage.read_json(done.folder / "item.json")["assets"]["polygons"]
+    assert asset["file:checksum"] == f"1220{storage.sha256(done.folder / 'polygons.parquet')}"
+    assert asset["tilewright:min_area_m2"] == 0 and asset["type"] == "application/vnd.apache.parquet"
+    before = files(done)
+    again(done, bundle, polygons=plain)
+    again(done, bundle)
+    assert changed(done, before) == set(), "there is nothing to do, nor does anyone take them away"
+    assert not is_done(done.ledger, LAYERS, sieved)
+    again(done, bundle, polygons=sieved)
+    assert changed(done, before) == {"polygons.parquet", "item.json"} and not is_done(done.ledger, LAYERS, plain)
+
+
+def test_a_run_that_was_killed_between_polygons_and_item_is_finished(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    done = publish(tmp_path / "out", bundle, stripes(80, 90))
+    honest = publishing.make_item
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publishing, "make_item", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again(done, bundle, polygons=PolygonOptions())
+    assert not is_done(done.ledger, ("mask",), PolygonOptions()) and is_done(done.ledger, ("mask",))
+    before = files(done)
+    monkeypatch.setattr(publishing, "make_item", honest)
+    again(done, bundle, polygons=PolygonOptions())
+    assert changed(done, before) == {"item.json"} and is_done(done.ledger, ("mask",), PolygonOptions())
+
+
+def test_polygons_of_an_older_mask_do_not_outlive_it(tmp_path: Path, bundle: Bundle):
+    """A new attempt makes them again where they are asked for; else they go, and the item no longer names them."""
+    done = publish(tmp_path / "out", bundle, stripes(80, 90))
+    again(done, bundle, polygons=PolygonOptions())
+    for number, polygons in enumerate((PolygonOptions(), None), 1):
+        ledger = replace(done.ledger, attempt=f"{done.plan.scene.input_id}-{number}")
+        os.rename(done.ledger.folder, ledger.folder)
+        (ledger.folder / "manifest.json").unlink()
+        done = replace(done, ledger=ledger)
+        assert not is_done(ledger, ("mask",), polygons)
+        again(done, bundle, polygons=polygons)
+        assert is_done(ledger, ("mask",), polygons)
+        found = polygons_made_from(done.folder / "polygons.parquet")
+        assert found == ((ledger.attempt, polygons) if polygons else None)
+    assert "polygons" not in storage.read_json(done.folder / "item.json")["assets"]
+
+
+def test_without_all_parts_polygons_wait(tmp_path: Path, bundle: Bundle):
+    done = publish(tmp_path / "out", bundle, stripes(60, 1300))
+    for path in (done.ledger.folder / "manifest.json", done.ledger.folder / "r00000c00000.part"):
+        path.unlink()
+    assert not again(done, bundle, polygons=PolygonOptions()).complete and not (done.folder / "polygons.parquet").exists()
 
 
 def test_an_older_input_does_not_replace_a_newer_result(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -17,6 +18,7 @@ from pipeline.results.answers import ANSWER
 from pipeline.results.monitoring import TABLES, open_monitoring
 from pipeline.results.query import asked, read_queries
 from tests.results.monitored import Monitored, write_results
+from tests.toys import PROJECT
 
 QUERIES = read_queries()
 MADE = Monitored(parcels=300, dates=13, classes=4, districts=5, odd_id="it's <b>odd</b>")
@@ -202,3 +204,17 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     next((tmp_path / "results" / "changes").iterdir()).write_bytes(b"not a table")
     with pytest.raises(Unreadable, match=r"changes/region\.parquet"):
         ask(tmp_path, "changed_parcels")
+
+
+def test_the_readmes_sql_runs(out: Path) -> None:
+    """Every statement of its block on the tables of a monitoring, on these."""
+    readme = (PROJECT / "README.md").read_text()
+    (block,) = [block.partition("```")[0] for block in readme.split("```sql")[1:] if "OUT/results/parcels" in block.partition("```")[0]]
+    with duckdb.connect() as connection:
+        view, areas, unseen_in_june = block.replace("OUT/", f"{out}/").strip().removesuffix(";").split(";")
+        connection.execute(view)
+        answers = [connection.execute(sql).fetchall() for sql in (areas, unseen_in_june)]
+    assert len({day for day, *_ in answers[0]}) == sum(day.month in (5, 6) for day in MADE.days)
+    unseen = {parcel for region, parcel in answers[1] if region == "region"}
+    june = np.array([MADE.states_at(number) for number, day in enumerate(MADE.days) if day.month == 6])
+    assert unseen == set(MADE.ids[(june != 0).all(axis=0)])

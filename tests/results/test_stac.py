@@ -26,7 +26,7 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery.raster import Grid
 from pipeline.imagery.region import Region
 from pipeline.models.bundle import Bundle
-from pipeline.results.stac import EXTENSIONS, MadeFile, item_input_id, make_item
+from pipeline.results.stac import EXTENSIONS, MadeFile, item_made_from, make_item
 from tests.results.scenes import COLOURS, Done, class_bundle, publish, stripes, value_bundle
 from tests.toys import HEIGHT
 
@@ -170,7 +170,7 @@ def test_what_the_item_says(done: Done, bundle: Bundle):
     item = read(done)
     properties = item["properties"]
     assert properties["datetime"] == "2015-08-18T17:58:00.500000Z" and properties["tilewright:datetime_source"] == "the scene"
-    assert properties["tilewright:input_id"] == done.ledger.attempt == item_input_id(done.folder / "item.json")
+    assert properties["tilewright:input_id"] == done.ledger.attempt == item_made_from(done.folder / "item.json")
     assert properties["tilewright:model_id"] == bundle.model_id and properties["processing:level"] == "L4"
     links = {link["rel"]: link["href"] for link in item["links"]}
     assert links["derived_from"] == done.source.uri and Path(links["mlm:model"]).name == "model.json" and Path(links["mlm:model"]).exists()
@@ -210,7 +210,7 @@ def test_a_scene_without_a_date_has_the_files_time_and_says_so(done: Done, bundl
 
 
 def test_no_item_has_no_input(tmp_path: Path):
-    assert item_input_id(tmp_path / "item.json") is None
+    assert item_made_from(tmp_path / "item.json") is None
 
 
 # ---- of values
