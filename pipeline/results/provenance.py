@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,7 @@ from pipeline.imagery.storage import Place
 from pipeline.results.svg import FAINT
 
 RUNS_READ = 20  # the latest
+COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 COLOURS = ("#2563A8", "#E07B39", "#3C9D6B", "#B0413E", "#7D5BA6", "#B8860B", "#3AA6B9", "#D16BA5", "#6B7280", "#8FB339")
 
 
@@ -55,12 +57,13 @@ def read_provenance(out: Place, region: str) -> Provenance:
         model = model / part if part not in ("", ".", "..") else model
     dataset = _json(model / "dataset.json")
     names = sorted((name for name in storage.names(out / "runs") if name.endswith(".json")), reverse=True)
-    runs = [content for name in names[:RUNS_READ] if (content := _json(out / "runs" / name)).get("region", region) == region]
+    records = [_json(out / "runs" / name) for name in names[:RUNS_READ]]
+    runs = [record for record in records if record and record.get("region", region) == region]
     return Provenance(
         model_id=str(current.get("model_id") or dataset.get("bundle") or ""),
         path=str(current.get("path") or ""),
         model=model,
-        classes={int(entry["id"]): str(entry["color"]) for entry in dataset.get("classes") or ()},
+        classes={entry["id"]: entry["color"] for entry in dataset.get("classes") or () if COLOUR.fullmatch(str(entry.get("color")))},
         runs=tuple(runs),
         run_count=len(names),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.results.monitoring import open_monitoring
+from pipeline.results.query import WHOLE_TIME, read_queries
 from pipeline.results.tables import PARCELS, ROW_GROUP
 from tests.benchmarks.machine import describe_machine
 from tests.results.monitored import KnownAreas, Monitored, parcel_rows, write_results
@@ -57,12 +60,12 @@ from pipeline.results.monitoring import open_monitoring
 from pipeline.results.query import asked, read_queries
 out, name, values = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 values |= {key: date.fromisoformat(values[key]) for key in ("since", "until") if key in values}
-begun = time.perf_counter()
+begun, used = time.perf_counter(), time.process_time()
 with asked(open_monitoring(out), read_queries()[name], values) as connection:
     rows = connection.execute("SELECT count(*) FROM answer").fetchone()[0]
-took = time.perf_counter() - begun
+took, cpu = time.perf_counter() - begun, time.process_time() - used
 peak_kib = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss would be the parent's, at first
-print(json.dumps({"s": took, "rows": rows, "mib": peak_kib / 1024}))
+print(json.dumps({"s": took, "cpu": cpu, "rows": rows, "mib": peak_kib / 1024}))
 """
 
 
@@ -88,37 +91,49 @@ def compare_ways(folder: Path, made: Monitored) -> None:
     columns = parcel_rows(made, 0, KnownAreas.of(made, 0))
     table = pa.table([columns[name] for name in PARCELS.names], schema=PARCELS)
     print(f"\none date, {table.num_rows:,} rows, {table.nbytes / 2**20:.0f} MiB in memory")
-    print("\n| way | s | MiB | million rows/s |\n|---|---|---|---|")
+    print("\n| way | CPU s | MiB | million rows/s |\n|---|---|---|---|")
     shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
     ways = [(way, settings, table) for way, settings in WAYS.items()]
     ways.append(("zstd, not sorted by parcel", WAYS["zstd"], shuffled))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "one.parquet"
     for way, settings, rows in ways:
-        begun = time.perf_counter()
+        begun = time.process_time()
         pq.write_table(rows, file, row_group_size=ROW_GROUP, **settings)
-        took = time.perf_counter() - begun
+        took = time.process_time() - begun
         print(f"| {way} | {took:.2f} | {file.stat().st_size / 2**20:.1f} | {rows.num_rows / took / 1e6:.2f} |", flush=True)
         file.unlink()
 
 
 def ask_all(out: Path, made: Monitored, group: int) -> None:
     """Write all tables in row groups of a size; then ask."""
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     if not out.exists():
         write_results(out, Monitored(**{**_values(made), "file": {"row_group_size": group}}))
-    took = time.perf_counter() - begun
+    took, cpu = time.perf_counter() - begun, time.process_time() - used
     folders = sorted((out / "results").iterdir())
     sizes = {each.name: sum(file.stat().st_size for file in each.rglob("*.parquet")) / 2**20 for each in folders}
     rows = sum(pq.read_metadata(file).num_rows for file in (out / "results" / "parcels").rglob("*.parquet"))
-    print(f"\ngroups of {group:,} rows: {rows:,} rows of parcels; made and written in {took:.0f} s; MiB: "
+    print(f"\ngroups of {group:,} rows: {rows:,} rows of parcels; made and written in {took:.0f} s ({cpu:.0f} s of CPU); MiB: "
           + ", ".join(f"{name} {size:.1f}" for name, size in sizes.items()))  # fmt: skip
-    print("\n| question | first s | again s | rows | peak MiB |\n|---|---|---|---|---|")
+    print("\n| question | first s | again s | CPU s | rows | peak MiB |\n|---|---|---|---|---|---|")
     for title, wants in ASKED.items():
         values = {"parcel": str(made.ids[made.parcels // 2])} if "parcel" in wants else {}
         values |= {"since": str(made.days[20]), "until": str(made.days[22])} if "since" in wants else {}
         first, again = (_asked(out, title.split()[0], values) for _ in range(2))
-        print(f"| {title} | {first['s']:.2f} | {again['s']:.2f} | {again['rows']:,} | {again['mib']:.0f} |", flush=True)
+        told = f"{first['s']:.2f} | {again['s']:.2f} | {again['cpu']:.2f} | {again['rows']:,} | {again['mib']:.0f}"
+        print(f"| {title} | {told} |", flush=True)
+    read, there = row_groups_read(out, str(made.ids[made.parcels // 2]))
+    print(f"\nseason_curve reads {read} of {there} row groups")
+
+
+def row_groups_read(out: Path, parcel: str) -> tuple[int, int]:
+    """Row groups of all tables that the season curve of a parcel reads, and that there are."""
+    query = read_queries()["season_curve"]
+    with open_monitoring(out).connected(query.tables) as connection:
+        plan = connection.execute(f"EXPLAIN ANALYZE {query.sql}", {**WHOLE_TIME, "parcel": parcel}).fetchall()[0][1]
+    found = re.findall(r"Row Groups Scanned: (\d+) / (\d+)", plan)
+    return sum(int(read) for read, _ in found), sum(int(there) for _, there in found)
 
 
 def _asked(out: Path, name: str, values: dict[str, str]) -> dict[str, float]:
