@@ -1,7 +1,7 @@
 """Which parcels a parcel is compared with, the nearest of the same crop, and how it lies beside them.
 
-Fields beside each other ripen weeks apart where their crops differ: in made-up regions of five mixed crops no drop was told next to the
-nearest parcels of any crop, and half of those of 0.3 and more next to those of the same.
+Fields beside each other ripen weeks apart where their crops differ: in made-up regions of five mixed crops, of 209 drops of 0.3 and more
+2 were told, and 47 false ones, next to the nearest parcels of any crop; 125, and no false one, next to those of the same.
 """
 
 from __future__ import annotations
