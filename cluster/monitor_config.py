@@ -87,6 +87,10 @@ def _watch(content: dict[str, Any], place: Place) -> Watch:
     area = Area.from_bbox(*bbox) if bbox else Area.from_file(_place(content["aoi"], place)) if content.get("aoi") else None
     box = None if area is None else tuple(float(edge) for edge in area.polygons.to_crs("EPSG:4326").total_bounds)
     collections = content.get("collections") or []
+    texts = {"collections": [collections] if isinstance(collections, str) else collections, "bands": content.get("bands") or []}
+    for key, said in (*texts.items(), ("rules", content.get("rules") or [])):
+        if not isinstance(said, list):
+            raise Refused(f"{key}: must be a list")
     return Watch(
         region=str(content["region"]), scenes=_address(content["scenes"], place), output=_place(content["output"], place),
         parcels=_place(content["parcels"], place), parcel_id=_text(content, "parcel_id"),
@@ -95,8 +99,7 @@ def _watch(content: dict[str, Any], place: Place) -> Watch:
         indices=_indices(content.get("indices") or {}),
         asked=Asked(
             _day(content, "since"), _day(content, "until"), box,  # type: ignore[arg-type]
-            (collections,) if isinstance(collections, str) else tuple(map(str, collections)), _clouds(content.get("clouds")),
-            tuple(map(str, content.get("bands") or ())),
+            tuple(map(str, texts["collections"])), _clouds(content.get("clouds")), tuple(map(str, texts["bands"])),
         ),
         area=area, lookback_days=_number(content, "lookback_days", 1, 10_000),
         minimum_valid_share=float(_number(content, "minimum_valid_share", 0.0, 1.0) or 0.5),

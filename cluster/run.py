@@ -39,7 +39,7 @@ from pipeline.models import allocator
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import Choice, Trial
 from pipeline.models.engine import choose_device, describe_device
-from pipeline.results.polygons import PolygonOptions
+from pipeline.results.polygons import POLYGON_BYTES, PolygonOptions
 
 
 def run_scenes(
@@ -60,12 +60,13 @@ def run_scenes(
         works = begin_scenes(
             todo, bundle, request, dataset, resources, lambda new: _choose(bundle, device, request, new, workers), workers=workers
         )
-        count = count_workers(request, works, device, nodes)
+        memory_bytes = max(work.plan.memory_bytes for work in works) + (POLYGON_BYTES if request.polygons else 0)
+        count = count_workers(request, works, device, nodes, memory_bytes)
         with record:  # inside the session: `ray job stop` kills 3 s after it asked, and leaving Ray takes one or two of them
             started(works, count)
             actors = start_actors(
                 count, bundle.path, device,
-                memory_bytes=max(work.plan.memory_bytes for work in works), cache_bytes=max(work.plan.cache_bytes for work in works),
+                memory_bytes=memory_bytes, cache_bytes=max(work.plan.cache_bytes for work in works),
                 access=request.access,
             )  # fmt: skip
             segment_scenes(works, actors, record, accept_partial=request.accept_partial, polygons=request.polygons)

@@ -204,9 +204,8 @@ def expected_workers(request: Request, device: Device, nodes: Sequence[Node]) ->
     return slots if request.workers == "auto" else min(slots, request.workers)
 
 
-def count_workers(request: Request, works: Sequence[SceneWork], device: Device, nodes: Sequence[Node]) -> int:
-    """How many actors to start: no more than cores (or GPUs), memory and missing shards allow. Raises Refused for none."""
-    peak = max(work.plan.memory_bytes for work in works)
+def count_workers(request: Request, works: Sequence[SceneWork], device: Device, nodes: Sequence[Node], peak: int) -> int:
+    """How many actors of `peak` bytes to start: no more than cores (or GPUs), memory and missing shards allow. Raises Refused for none."""
     slots = sum(min(device.slots(node), node.memory_bytes // peak) for node in nodes)
     if not slots:
         largest = max(node.memory_bytes for node in nodes) / GIB

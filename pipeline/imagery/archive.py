@@ -14,13 +14,16 @@ from pipeline.errors import Refused
 from pipeline.imagery import sentinel2, storage
 from pipeline.imagery.catalogue import (
     INVALID,
+    LONGEST_NAME,
     RASTER_SUFFIXES,
     STAC_SUFFIXES,
     Asset,
     BandEntry,
     CloudMask,
     Source,
+    check_names,
     invalid,
+    is_text,
     source_of_item,
 )
 from pipeline.imagery.storage import Place
@@ -28,7 +31,8 @@ from pipeline.imagery.storage import Place
 DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?:T(\d\d)(\d\d)(\d\d))?(?!\d)")
 TILE_NAME = re.compile(r"T\d\d[A-Z]{3}_\d{8}T\d{6}")
 RESOLUTION = re.compile(r"_\d0m$")
-COLLECTIONS = ("Catalog", "Collection", "FeatureCollection")
+RELATIONS = ("item", "items", "child")
+KINDS = ("Catalog", "Collection", "FeatureCollection", "Feature")
 MOST_LINKS = 100_000  # of a catalogue: beyond it, a loop is likelier than an archive
 
 
@@ -69,7 +73,7 @@ def find_dated(place: str, asked: Asked, band_names: Sequence[str]) -> Found:
     Raises Refused where there is no archive, and OSError where a server or bucket does not answer.
     """
     found = Found()
-    for listed in _listed(place, asked, [name.lower() for name in band_names]):
+    for listed in _listed(place, asked, [name.lower() for name in band_names], found.refused):
         found.listed += 1
         _add(found, *listed, asked)
     found.sources = _once(found)
@@ -79,13 +83,13 @@ def find_dated(place: str, asked: Asked, band_names: Sequence[str]) -> Found:
 Listed = tuple[dict[str, Any] | Source, Place, str]  # an item, or a scene made of files; what lists it; its URI
 
 
-def _listed(place: str, asked: Asked, band_names: list[str]) -> Iterator[Listed]:
+def _listed(place: str, asked: Asked, band_names: list[str], refused: dict[str, str]) -> Iterator[Listed]:
     if place.startswith(("http://", "https://")):
         yield from _from_api(place, asked)
         return
     path = storage.place_of(place)
     if storage.is_file(path) and path.suffix.lower() in STAC_SUFFIXES:
-        yield from _from_catalogue(path)
+        yield from _from_catalogue(path, refused)
         return
     names = [*band_names, *([asked.clouds[0].lower()] if asked.clouds else [])]
     for source in _from_files(path, names, asked.bands):
@@ -100,11 +104,11 @@ def _add(found: Found, item: dict[str, Any] | Source, path: Place, uri: str, ask
         return
     try:
         said = (item.get("properties") or {}).get("datetime") or (item.get("properties") or {}).get("start_datetime")
-        if not item:
-            raise Refused(f"{uri}: is linked to by the catalogue and is not there, or is no item")
         if not asked.has(_parsed(said)) or not _near(item.get("bbox"), asked.bbox):
             return
-        found.sources.append(_with_clouds(source_of_item(item, path, uri), asked))
+        source = source_of_item(item, path, uri)
+        check_names(source)
+        found.sources.append(_with_clouds(source, asked))
     except Refused as error:
         found.refused[uri] = str(error)
     except INVALID as error:
@@ -158,30 +162,60 @@ def _ends(asked: Asked) -> list[tuple[date | None, time]]:
     return [(asked.since, time(0, 0, 0)), (asked.until, time(23, 59, 59))]
 
 
-def _from_catalogue(path: Place) -> Iterator[Listed]:
-    """The items that a catalogue links to, its children's included; or those of an item collection, or the one item."""
+def _from_catalogue(path: Place, refused: dict[str, str]) -> Iterator[Listed]:
+    """The items that a catalogue links to, its children's included; or those of an item collection, or the one item.
+
+    Why a link leads nowhere is added to `refused`, in place. Raises Refused for a `path` that is none of these.
+    """
     left, seen = [path], {str(path)}
     while left:
         file = left.pop(0)
-        read = storage.read_json(file)
-        content = read if isinstance(read, dict) else {}
-        kind = content.get("type")
-        if kind == "Feature" or (file != path and kind not in COLLECTIONS):
-            yield content, file, str(file)
-        elif kind == "FeatureCollection":
-            items = [item for item in content.get("features") or [] if isinstance(item, dict)]
-            yield from ((item, file, f"{file}#{item.get('id')}") for item in items)
-        elif kind in COLLECTIONS:
-            links = [
-                link for link in content.get("links") or [] if isinstance(link, dict) and link.get("rel") in ("item", "child", "items")
-            ]
-            nexts = [storage.beside(file, str(link.get("href"))) for link in links]
-            left += [place for place in nexts if str(place) not in seen]
-            seen |= {str(place) for place in nexts}
-            if len(seen) > MOST_LINKS:
-                raise Refused(f"{path}: links to more than {MOST_LINKS:,} files: name a smaller catalogue")
-        else:
-            raise Refused(f"{path}: is no STAC catalogue, collection, item or item collection")
+        try:
+            content = _read(file)
+            kind = content.get("type")
+            if kind == "Feature":
+                yield content, file, str(file)
+            elif kind == "FeatureCollection":
+                yield from ((item, file, f"{file}#{item.get('id')}") for item in _dicts(content, "features", file))
+            else:
+                links = [link for link in _dicts(content, "links", file) if link.get("rel") in RELATIONS]
+                nexts = [place for link in links if (place := _linked(file, link, refused)) and str(place) not in seen]
+                left += nexts
+                seen |= {str(place) for place in nexts}
+        except (Refused, IsADirectoryError, PermissionError) as error:
+            if file == path:
+                raise
+            refused[str(file)] = f"{file}: {storage.told(error)}" if isinstance(error, OSError) else str(error)
+        if len(seen) > MOST_LINKS:
+            raise Refused(f"{path}: links to more than {MOST_LINKS:,} files: name a smaller catalogue")
+
+
+def _read(file: Place) -> dict[str, Any]:
+    content = storage.read_json(file)
+    if content is None:
+        raise Refused(f"{file}: is linked to by the catalogue and is not there")
+    if not isinstance(content, dict) or content.get("type") not in KINDS:
+        raise Refused(f"{file}: is no STAC catalogue, collection, item or item collection")
+    return content
+
+
+def _dicts(content: dict[str, Any], key: str, file: Place) -> list[dict[str, Any]]:
+    found = content.get(key) or []
+    if not isinstance(found, list):
+        raise Refused(f"{file}: is not valid STAC: its {key} are no list")
+    return [one for one in found if isinstance(one, dict)]
+
+
+def _linked(file: Place, link: dict[str, Any], refused: dict[str, str]) -> Place | None:
+    """Where a link leads; None, and said in `refused`, where that is nowhere."""
+    href = str(link.get("href"))
+    try:
+        if max(len(part.encode(errors="replace")) for part in href.split("/")) > LONGEST_NAME or not is_text(href):
+            raise Refused(f"{file}: links to a name that no file can have ({href[:80]!r}...)")
+        return storage.beside(file, href)
+    except Refused as error:
+        refused[href[:LONGEST_NAME]] = str(error)
+        return None
 
 
 def _from_files(path: Place, names: list[str], bands: Sequence[str]) -> Iterator[Source]:

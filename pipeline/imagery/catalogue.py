@@ -73,17 +73,26 @@ def find_sources(places: Iterable[str], trusted: bool = False) -> list[Source]:
     except OSError as error:
         raise Refused(str(error)) from None
     for source in found.values():
-        for text in (source.uri, source.scene_id, source.datetime or "", *(str(asset.path) for asset in source.assets)):
-            _check_text(text)
-        for asset in source.assets:
-            if any(len(part.encode()) > LONGEST_NAME for part in str(asset.path).split("/")) or len(str(asset.path)) > LONGEST_PATH:
-                raise Refused(f"{str(asset.path)[:LONGEST_NAME]}...: is too long for a name")
+        check_names(source)
     return list(found.values())
 
 
+def check_names(source: Source) -> None:
+    """Raise Refused for names of a scene that no file can have."""
+    for text in (source.uri, source.scene_id, source.datetime or "", *(str(asset.path) for asset in source.assets)):
+        _check_text(text)
+    for asset in source.assets:
+        if any(len(part.encode()) > LONGEST_NAME for part in str(asset.path).split("/")) or len(str(asset.path)) > LONGEST_PATH:
+            raise Refused(f"{str(asset.path)[:LONGEST_NAME]}...: is too long for a name")
+
+
+def is_text(name: str) -> bool:
+    """Whether JSON files and file systems can hold it: these take any bytes for a name, those half characters."""
+    return "\0" not in name and name.encode(errors="ignore").decode() == name
+
+
 def _check_text(name: str) -> None:
-    """Refuse what no JSON file or no file system can hold: the one takes any bytes for a name, the other half characters."""
-    if "\0" in name or name.encode(errors="ignore").decode() != name:
+    if not is_text(name):
         raise Refused(f"{name[:LONGEST_NAME]}: is a name that is no valid text: rename it")
 
 

@@ -16,7 +16,7 @@ from rasterio.errors import CRSError
 from pipeline.errors import Refused
 from pipeline.geometry.areas import polygon_areas_m2
 from pipeline.imagery import storage
-from pipeline.imagery.pixel_space import SURFACES, only_polygons
+from pipeline.imagery.pixel_space import SURFACES, in_chunks, only_polygons
 from pipeline.imagery.region import check_coordinates
 from pipeline.imagery.storage import Place
 from pipeline.imagery.vectors import read_polygon_layer
@@ -80,7 +80,8 @@ def _parcels(path: Place, ids: np.ndarray, polygons: np.ndarray, crs: pyproj.CRS
         notes = [*notes, f"{int(same.sum()):,} rows repeat a parcel, its polygon included, and were dropped ({some(ids[same])})"]
         ids, polygons, hashed = ids[~same], polygons[~same], hashed[~same]
     try:
-        area_m2 = polygon_areas_m2(polygons, CRS.from_wkt(crs.to_wkt()))
+        ground = CRS.from_wkt(crs.to_wkt())
+        area_m2 = np.concatenate([polygon_areas_m2(polygons[some_P], ground) for some_P in in_chunks(len(polygons))])
     except CRSError as error:
         raise Refused(f"{path}: its CRS is tied to no place on the ground ({storage.told(error)[:160]}): correct it") from None
     if not np.isfinite(area_m2).all():
@@ -133,7 +134,8 @@ def _as_text(path: Place, values: np.ndarray) -> np.ndarray:
 
 def _polygons_of(ids: np.ndarray, geometries: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The polygons among the geometries, repaired where they are invalid, and what was done to get them."""
-    geometries, notes = shapely.force_2d(geometries), []
+    geometries, notes, high = geometries.copy(), [], shapely.has_z(geometries)
+    geometries[high] = shapely.force_2d(geometries[high])
     kinds = shapely.get_type_id(geometries)
     surfaces = np.isin(kinds, (*SURFACES, shapely.GeometryType.GEOMETRYCOLLECTION)) & ~shapely.is_empty(geometries)
     empty = shapely.is_missing(geometries) | shapely.is_empty(geometries)
@@ -155,8 +157,11 @@ def _polygons_of(ids: np.ndarray, geometries: np.ndarray) -> tuple[np.ndarray, n
 def _hashed(polygons: np.ndarray, crs: pyproj.CRS) -> np.ndarray:
     """What is the same for the same polygons, whichever corner each begins with: bytes."""
     digits = HASHED_DEGREE_DIGITS if crs.is_geographic else HASHED_DIGITS
-    rounded = shapely.normalize(shapely.transform(polygons, lambda xy: np.round(xy, digits) + 0.0))
-    return shapely.to_wkb(_single(rounded), byte_order=1)
+    hashed = np.empty(len(polygons), object)
+    for some_P in in_chunks(len(polygons)):
+        rounded = shapely.normalize(shapely.transform(polygons[some_P], lambda xy: np.round(xy, digits) + 0.0))
+        hashed[some_P] = [hashlib.sha256(content).digest() for content in shapely.to_wkb(_single(rounded), byte_order=1)]
+    return hashed
 
 
 def _single(polygons: np.ndarray) -> np.ndarray:

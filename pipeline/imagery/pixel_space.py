@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyproj
 import shapely
@@ -13,6 +15,7 @@ from pipeline.imagery.raster import Grid
 SAMPLES = 33  # a side: points of a grid that say where it lies in another CRS
 MARGIN = 0.1  # of what they span: the grid between them
 EDGE_PX = 8.0
+CHUNK = 10_000  # polygons
 SURFACES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
@@ -20,6 +23,13 @@ def to_pixels(polygons: np.ndarray, crs: str, grid: Grid) -> np.ndarray:
     """Polygons of `crs` in (col, row) of a grid; empty where one is clear of it, or has a corner without coordinates in its CRS."""
     placed = np.full(len(polygons), shapely.Polygon(), object)
     near = np.flatnonzero(_near(polygons, crs, grid))
+    for some_N in in_chunks(len(near)):
+        _place(polygons, near[some_N], crs, grid, placed)
+    return placed
+
+
+def _place(polygons: np.ndarray, near: np.ndarray, crs: str, grid: Grid, placed: np.ndarray) -> None:
+    """Put those of the polygons `near` that touch a grid, in its pixels, into `placed`, in place."""
     theirs, ours = pyproj.CRS.from_wkt(crs), pyproj.CRS.from_wkt(grid.crs or "")
     moved = polygons[near]
     if theirs != ours:
@@ -37,7 +47,6 @@ def to_pixels(polygons: np.ndarray, crs: str, grid: Grid) -> np.ndarray:
     low_col, low_row, high_col, high_row = shapely.bounds(pixels).reshape(-1, 4).T
     touching = (low_col < grid.width) & (high_col > 0) & (low_row < grid.height) & (high_row > 0)
     placed[near[touching]] = _valid(pixels[touching])
-    return placed
 
 
 def _turned(polygons: np.ndarray, turn: float, middle: float) -> np.ndarray:
@@ -50,6 +59,11 @@ def _turned(polygons: np.ndarray, turn: float, middle: float) -> np.ndarray:
     corners, of_part = shapely.get_coordinates(parts, return_index=True)
     corners[:, 0] += shift[of_part]
     return shapely.multipolygons(shapely.set_coordinates(parts, corners), indices=owner)
+
+
+def in_chunks(count: int) -> Iterator[slice]:
+    """Slices of so many polygons that what is made of them on the way takes little memory: a kilobyte or more each."""
+    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
 
 
 def from_pixels(polygons: np.ndarray, crs: str, grid: Grid) -> np.ndarray:

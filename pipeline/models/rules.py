@@ -11,7 +11,7 @@ from pipeline.errors import Refused
 from pipeline.imagery.bands import Band
 from pipeline.imagery.expressions import Expression
 from pipeline.imagery.storage import Place
-from pipeline.models.bundle import Bundle, ClassEntry, save_bundle
+from pipeline.models.bundle import Bundle, ClassEntry, is_name, save_bundle
 from pipeline.models.networks import build_network
 from pipeline.models.random_bundle import distinct_colour
 
@@ -33,6 +33,8 @@ def save_rules(folder: Place, classes: Sequence[Mapping[str, Any]], resolution_m
     for number, entry in enumerate(classes):
         if ("when" in entry) == (number == len(classes) - 1):
             raise Refused(f"rules: class {entry['name']}: all classes but the last have a condition `when`; the last is what is left")
+        if not is_name(str(entry["name"])):
+            raise Refused("rules: a class's name is no valid text, or too long")
     conditions = [str(entry["when"]) for entry in classes[:-1]]
     names = sorted({name for text in conditions for name in Expression.parse(text).names})
     arguments = {"names": names, "conditions": conditions}

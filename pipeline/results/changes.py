@@ -3,20 +3,19 @@
 A class flip is told when a class that was dominant on `dates` known dates in a row is followed by another on as many: where one date in
 ten is wrong in the same way, independently, a date confirms a false one in at most one parcel of 500.
 
-A drop is tested date by date. A parcel's expectation is its level, the median of its last three observations, plus the median change of
-its nearest neighbours of the same season's class, who saw the same weather. What it lies below that, over the robust spread (MAD) of that
-class on that date and over the parcel's own noise so far, is z. It has to lie as low on `dates` observations in a row, each against that level and its neighbours
-then: z is the least of them, and p, by Student's t with 12 degrees of freedom, the largest (an intersection-union test), so that a
-cloud that no mask found is no change. Of the date's parcels those are told whose p, adjusted by Benjamini and Hochberg (1995), is at most
-`false_share`: of all drops told at most that share is expected to be false, and where nothing changes at most that share of dates
-tells any. Simulated, nothing changing: with the residuals of real parcels at most 0.3 % of dates told any of 100 to 20,000 parcels; with 1
-observation in 20 an unseen cloud, each on its own, 0.3 % for 100, 1.7 % for 2,000, but 7.5 % for 10,000, where clouds on three
-observations in a row become common.
+A drop is tested date by date. What is followed is how far a parcel lies beside the median of its nearest neighbours of the same season's
+class, who saw the same weather on the same day. Its level is the median of that on its last three observations. What it lies below its
+level, over the robust spread (MAD) of that among its class on that date, and over the parcel's own noise so far, is z. It has to lie as
+low on `dates` observations in a row: z is the least of them, and p, by Student's t with 12 degrees of freedom, the largest (an
+intersection-union test), so that a cloud that no mask found is no change. Of the date's parcels those are told whose p, adjusted by
+Benjamini and Hochberg (1995), is at most `false_share`: of all drops told at most that share is expected to be false, and where nothing
+changes at most that share of dates tells any. Simulated, nothing changing: with the residuals of real parcels none of 7,400 dates told
+any of 100 to 20,000 parcels; with 1 observation in 20 an unseen cloud, each on its own, 0.4 % of dates did for 100, 3.9 % for 2,000, but
+12.5 % for 10,000, where clouds on three observations in a row become common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,11 +23,11 @@ import numpy as np
 from scipy.special import stdtr
 
 from pipeline.results.curves import chunks, neighbours_in_time
-from pipeline.results.peers import Peers, below_peers
+from pipeline.results.peers import Peers, below_group, beside_peers, known_neighbours
 
 NO_CLASS = 255
 MEMORY = 3  # observations whose median is the level
-DEGREES_OF_FREEDOM = 12  # the tails of real residuals; with 20, unseen clouds took 5 % of dates for 2,000 parcels
+DEGREES_OF_FREEDOM = 12  # real residuals have heavier tails than a normal distribution
 OWN_WEIGHT = 8  # observations that the noise of all parcels counts for, beside a parcel's own
 CLIPPED = 3.0  # standard deviations that one observation adds to its parcel's noise at most
 
@@ -101,24 +100,29 @@ def class_flips(classes_TP: np.ndarray, dates: int) -> Flips:
     return Flips(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def index_drops(days_T: np.ndarray, values_TP: np.ndarray, peers_T: Sequence[Peers], settings: ChangeSettings) -> Drops:
-    """Drops of an index: `values_TP`, NaN where not known, on ascending days since 1970, and whom to compare with on each date."""
+def index_drops(
+    days_T: np.ndarray, values_TP: np.ndarray, peers: Peers, settings: ChangeSettings, wanted_T: np.ndarray | None = None
+) -> Drops:
+    """Drops of an index: `values_TP`, NaN where not known, on ascending days since 1970.
+
+    `wanted_T`: the dates whose drops are told, all without; the others are history, and confirm.
+    """
     every = np.arange(values_TP.shape[1])
     following = _next_known(values_TP)
-    recent = np.full((MEMORY, len(every)), np.nan)
+    beside_TP = beside_peers(values_TP, peers)
+    recent = np.full((2, MEMORY, len(every)), np.nan)  # beside the peers, and the index itself
     last = np.full(len(every), -1)
     own = _OwnNoise(len(every))
     found: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, np.int64) for _ in Drops._fields)]
-    for date, peers in enumerate(peers_T):
-        value = values_TP[date].astype(np.float64)
-        level = np.median(recent, axis=0)  # NaN until there are as many
+    for date, beside in enumerate(beside_TP.astype(np.float64)):
+        level, before = np.median(recent, axis=1)  # NaN until there are as many
         fresh = (last >= 0) & (days_T[date] - days_T[last] <= settings.history_days)
-        now = below_peers(np.where(fresh, value - level, np.nan), peers, settings.noise)
+        now = below_group(np.where(fresh, beside - level, np.nan), peers, settings.noise)
         z, depth, then = now.z, now.depth, np.full(len(every), date)
         for _ in range(settings.dates - 1):
             sooner, then = then, following[then, every]
             stays = np.isfinite(z) & (then > sooner) & (days_T[then] - days_T[sooner] <= settings.history_days)
-            later = below_peers(np.where(stays, values_TP[then, every] - level, np.nan), peers, settings.noise)
+            later = below_group(np.where(stays, beside_TP[then, every] - level, np.nan), peers, settings.noise)
             z, depth = np.minimum(z, later.z), np.minimum(depth, later.depth)
         z = z / own.scale()
         own.add(now.z)
@@ -126,12 +130,13 @@ def index_drops(days_T: np.ndarray, values_TP: np.ndarray, peers_T: Sequence[Pee
         p = np.where(depth[tested] >= settings.minimum_drop, stdtr(DEGREES_OF_FREEDOM, -z[tested]), 1.0)
         q = adjusted(p)
         few = q <= settings.false_share
-        told = tested[few]
-        columns = (last, np.full(len(every), date), then, level, value, level + now.change, z)
-        found.append((told, *(column[told] for column in columns), p[few], q[few], now.neighbours[told]))
-        known = np.isfinite(value)
-        recent[:, known] = np.vstack([recent[1:, known], value[known]])
-        recent[:, told] = value[told]  # their history begins anew
+        told, value = tested[few], values_TP[date].astype(np.float64)
+        if wanted_T is None or wanted_T[date]:
+            columns = (last, np.full(len(every), date), then, before, value, value + now.depth, z)
+            found.append((told, *(column[told] for column in columns), p[few], q[few], known_neighbours(value, peers, told)))
+        known = np.isfinite(beside)
+        recent[:, :, known] = np.concatenate([recent[:, 1:, known], np.stack([beside[known], value[known]])[:, None]], axis=1)
+        recent[:, :, told] = np.stack([beside[told], value[told]])[:, None]  # their history begins anew
         last[known] = date
     return Drops(*(np.concatenate(column) for column in zip(*found, strict=True)))
 

@@ -21,17 +21,18 @@ import numpy as np
 from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.results.changes import ChangeSettings, class_flips, index_drops
+from pipeline.results.changes import ChangeSettings, Drops, class_flips, index_drops
 from pipeline.results.curves import Curves, CurveSettings, chunks, fit_curves
 from pipeline.results.history import History, Region, Sources, find_sources, index_name_of, parcels_input_id, read_history, read_region
 from pipeline.results.over_time_tables import Rows, SeasonRows
-from pipeline.results.peers import Peers, find_peers
+from pipeline.results.peers import find_peers
 from pipeline.results.phenology import UNKNOWN, Phenology, PhenologySettings, find_season
 from pipeline.results.region_dates import is_current, publish_table, table_of
 from pipeline.results.seasons import SeasonClass, SeasonSettings, SeasonWindow, days_since
 from pipeline.results.tables import CHANGES, MONITORING_SCHEMA_VERSION, SEASONS, SERIES
 
 METHOD = 1  # raised where the same input gives other rows than before
+LEAD_IN_DAYS = 365  # before a season, from which parcels have a history
 TABLES = ("series", "seasons", "changes")
 
 
@@ -89,7 +90,7 @@ def write_over_time(results: Place, region: str, settings: OverTimeSettings, mod
     history = read_history(sources, place.ids, index_name, settings.season.windows_of([days_since(day) for day in sources.days]))
     rows = Rows(place.ids, index_name, model_id, input_id, history.classes)
     flips = class_flips(history.classes_TP, settings.changes.dates)
-    drops = index_drops(history.days_T, history.values_TP, _peers(history, place, settings.changes.neighbours), settings.changes)
+    drops = _drops(history, place, settings.changes)
     with tempfile.TemporaryDirectory(prefix=".over-time-", dir=storage.workshop(results)) as shop:
         finished = {kind: Path(shop, f"{kind}.parquet") for kind in TABLES}
         _write_curves(history, settings, rows, finished["series"], finished["seasons"])
@@ -107,13 +108,22 @@ def over_time_input_id(sources: Sources, parcels: str, settings: OverTimeSetting
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _peers(history: History, region: Region, count: int) -> list[Peers]:
-    """Whom parcels are compared with on each date: those of the same class in the first season that holds it, or in none all."""
-    of_window = [find_peers(region.xy_P2, evidence.decide().position, count) for evidence in history.evidence]
-    outside = np.zeros(len(region.ids), np.uint8)
-    held = [[window.days[0] <= day <= window.days[1] for window in history.windows] for day in history.days_T]
-    everyone = find_peers(region.xy_P2, outside, count) if not all(any(some) for some in held) else None
-    return [of_window[some.index(True)] if any(some) else everyone for some in held]  # type: ignore[misc]
+def _drops(history: History, region: Region, settings: ChangeSettings) -> Drops:
+    """Drops of each season against parcels of its own class; of dates in none, against all."""
+    days, untold = history.days_T, np.ones(len(history.days_T), bool)
+    found = []
+    kinds = [evidence.decide().position for evidence in history.evidence]
+    for window, kind in [*zip(history.windows, kinds, strict=True), (None, np.zeros(len(region.ids), np.uint8))]:
+        wanted = untold & ((days >= window.days[0]) & (days <= window.days[1]) if window else True)
+        untold &= ~wanted
+        if wanted.any():
+            first, last = days[wanted][[0, -1]] + (-LEAD_IN_DAYS, settings.history_days * settings.dates)
+            rows = slice(*np.searchsorted(days, (first, last + 1)))
+            peers = find_peers(region.xy_P2, kind, settings.neighbours)
+            drops = index_drops(days[rows], history.values_TP[rows], peers, settings, wanted[rows])
+            found.append(drops._replace(**{name: getattr(drops, name) + rows.start for name in ("before", "since", "confirmed")}))
+    nothing = Drops(*(np.empty(0, np.int64) for _ in Drops._fields))
+    return Drops(*(np.concatenate(column) for column in zip(nothing, *found, strict=True)))
 
 
 def _write_curves(history: History, settings: OverTimeSettings, rows: Rows, series_path: Path, seasons_path: Path) -> None:

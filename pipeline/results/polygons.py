@@ -36,9 +36,10 @@ from pipeline.results.mask_strips import Strips, raster_strips, sieved
 from pipeline.results.tables import POLYGONS
 from pipeline.results.wkb import bounds_of, polygons_as_wkb
 
-STRIP_PIXELS = 2**22  # about 25 bytes each while a strip is worked on
+STRIP_PIXELS = 2**21  # 50 to 120 MiB while a strip is worked on, by how much its classes are mixed
+POLYGON_BYTES = 400 * 2**20  # of a worker that makes them, as measured (tests/benchmarks/RESULTS.md), beside what it segments with
 ROW_GROUP = 2**15
-MOST_VERTICES = 2**23  # of the rows made at once
+MOST_VERTICES = 2**20  # of the rows made at once
 FOOTER_END = 8  # bytes of a Parquet file: the length of its footer, and PAR1
 LENGTH_QUANTUM_M = 2.0**-20  # lengths are summed in whole numbers, in whatever order
 

@@ -100,7 +100,7 @@ def bench_arrays(dates: int, parcels: int) -> None:
     timed("class flips", parcels, lambda: class_flips(classes, 3))
     places = random.uniform(0, 300 * np.sqrt(parcels), (parcels, 2))
     peers, _ = timed("neighbours of five classes", parcels, lambda: find_peers(places, np.arange(parcels) % 5, 15))
-    timed("drops of the index", parcels, lambda: index_drops(days, values, [peers] * dates, ChangeSettings()))
+    timed("drops of the index", parcels, lambda: index_drops(days, values, peers, ChangeSettings()))
 
 
 def bench_tables(dates: int, parcels: int) -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import geopandas
 import numpy as np
@@ -37,8 +37,6 @@ from pipeline.imagery.parcels import Parcels, read_parcels
 from pipeline.imagery.raster import open_scene
 from pipeline.results.seen import SeenScene
 from pipeline.results.zonal import Coverages, parcel_statistics
-from tests.benchmarks.machine import describe_machine
-from tests.toys import write_scene
 
 CLASSES = 5
 PX = 10.0
@@ -57,6 +55,8 @@ def main() -> None:
     if options.way:
         WAYS[options.way](options.folder)
         return
+    from tests.benchmarks.machine import describe_machine  # brings torch, which would be in every peak
+
     print(describe_machine())
     if options.real:
         compare_real(options.real)
@@ -70,8 +70,14 @@ def main() -> None:
             subprocess.run(command, check=True)
 
 
+def write_scene(*arguments: object, **profile: object) -> None:
+    from tests.toys import write_scene
+
+    write_scene(*arguments, **profile)
+
+
 def make_scene(folder: Path, size: int) -> None:
-    """A mask of slanting stripes and blobs with 5 % nodata, and red and near infrared."""
+    """A mask of blobs with 5 % nodata, and red and near infrared."""
     random = np.random.default_rng(1)
     blobs = random.integers(0, CLASSES, (size // 8 + 1, size // 8 + 1)).repeat(8, 0).repeat(8, 1)[:size, :size]
     mask_HW = np.where(random.random((size, size)) < 0.05, 255, blobs).astype(np.uint8)
@@ -97,16 +103,15 @@ def make_parcels(path: Path, count: int, size: int) -> None:
     frame.to_parquet(path)
 
 
-def told(way: str, **seconds: float) -> None:
+def told(way: str, **works: Callable[[], object]) -> None:
+    """Do them in order, and print the seconds of each: on the clock, and of the CPU, which a busy machine changes less."""
+    spent = []
+    for name, work in works.items():
+        clock, cpu = perf_counter(), process_time()
+        work()
+        spent.append(f"{name} {perf_counter() - clock:.2f} ({process_time() - cpu:.2f})")
     status = Path("/proc/self/status").read_text()  # getrusage tells the peak of the process that began this one
-    peak_mb = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    print(f"{way:16s} {'  '.join(f'{name} {value:7.2f} s' for name, value in seconds.items()):60s} peak {peak_mb:6.0f} MB", flush=True)
-
-
-def timed(work: Callable[[], object]) -> float:
-    started = perf_counter()
-    work()
-    return perf_counter() - started
+    print(f"{way:13s} peak {int(status.partition('VmHWM:')[2].split()[0]) / 1024:5.0f} MB   {', '.join(spent)} s", flush=True)
 
 
 def imports(folder: Path) -> None:
@@ -116,19 +121,21 @@ def imports(folder: Path) -> None:
 def ours(folder: Path) -> None:
     """Classes alone; again with what is covered known, as on the next date; and with an index too."""
     scene = open_scene(find_sources([str(folder / "scene.tif")])[0], [Band("red"), Band("nir")])
-    started = perf_counter()
-    coverages = Coverages(read_parcels(folder / "parcels.parquet"))
-    reading = perf_counter() - started
-    first = timed(lambda: parcel_statistics(coverages, [SeenScene(scene, folder / "mask.tif")], CLASSES))
-    next_date = timed(lambda: parcel_statistics(coverages, [SeenScene(scene, folder / "mask.tif")], CLASSES))
-    with_index = timed(lambda: parcel_statistics(coverages, [SeenScene(scene, folder / "mask.tif", None, NDVI)], CLASSES))
-    told("ours", read=reading, first=first, next_date=next_date, with_ndvi=with_index)
+    made: list[Coverages] = []
+
+    def count(**indices: Expression) -> None:
+        parcel_statistics(made[0], [SeenScene(scene, folder / "mask.tif", None, indices)], CLASSES)
+
+    told(
+        "ours", read=lambda: made.append(Coverages(read_parcels(folder / "parcels.parquet"))), first=count, next_date=count,
+        with_ndvi=lambda: count(**NDVI),
+    )  # fmt: skip
 
 
 def dataframe(folder: Path) -> None:
     frame = geopandas.read_parquet(folder / "parcels.parquet")
     asked = ["count", "unique", "frac"]
-    told("exactextract", first=timed(lambda: exact_extract(str(folder / "mask.tif"), frame, asked, include_cols=["id"], output="pandas")))
+    told("exactextract", first=lambda: exact_extract(str(folder / "mask.tif"), frame, asked, include_cols=["id"], output="pandas"))
 
 
 def rasterised(folder: Path) -> None:
@@ -136,7 +143,7 @@ def rasterised(folder: Path) -> None:
     frame = geopandas.read_parquet(folder / "parcels.parquet")
     with rasterio.open(folder / "mask.tif") as dataset:
         mask_HW, transform = dataset.read(1), dataset.transform
-    told("rasterised", first=timed(lambda: [by_centres(mask_HW, polygon) for polygon in pixels_of(frame.geometry.to_numpy(), transform)]))
+    told("rasterised", first=lambda: [by_centres(mask_HW, polygon) for polygon in pixels_of(frame.geometry.to_numpy(), transform)])
 
 
 def pixels_of(polygons: np.ndarray, transform: Affine) -> np.ndarray:
@@ -167,7 +174,7 @@ def exactly(mask_HW: np.ndarray, polygon: shapely.Geometry) -> np.ndarray:
 
 
 def compare_real(data: Path) -> None:
-    """A line a country: what ours and rasterising are off, in shares of a parcel: the largest class, then the mean."""
+    """A line a country: what ours and rasterising are off, in shares of a parcel, in its worst class: the most, and the mean."""
     fiboa = data / "fiboa-parcels" / "tests" / "data-files" / "convert"
     heads = "ours off: most, mean    rasterised off: most, mean   ha: ours, exact, rasterised"
     print(f"{'parcels':24s} {'median ha':>9s} {'count':>5s}   {heads}")
@@ -233,7 +240,7 @@ def report(title: str, mask: Path, mask_HW: np.ndarray, transform: Affine, crs: 
     totals = [found.area_m2_PK[numbers].sum() / 1e4, exact.sum() * m2_a_pixel, burnt.sum() * m2_a_pixel]
     print(
         f"{title:24s} {np.median(parcels.area_m2) / 1e4:9.2f} {len(numbers):5d}"
-        f"   {ours_off.max():.1e}, {ours_off.mean():.1e}    {burnt_off.max():8.2%}, {burnt_off.mean():.2%}"
+        f"   {ours_off.max():.1e}, {ours_off.max(axis=1).mean():.1e}    {burnt_off.max():8.2%}, {burnt_off.max(axis=1).mean():.2%}"
         f"            {totals[0]:.2f}, {totals[1]:.2f}, {totals[2]:.2f}",
         flush=True,
     )

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -48,6 +47,7 @@ def main() -> None:
     parser.add_argument("--zoom", type=int, default=4, help="px a side of one of the raster's")
     parser.add_argument("--min-area", type=float, default=5000.0, help="m2 of the step that sieves; 0 leaves it out")
     parser.add_argument("--simplify", type=float, default=0.0, help="m of the step that simplifies; 0 leaves it out")
+    parser.add_argument("--no-reference", action="store_true", help="leave GDAL out")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--scratch", type=Path, help="a folder with a byte a pixel to spare (default: TMPDIR)")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
@@ -61,7 +61,8 @@ def main() -> None:
         folder = Path(name)
         class_bundle(folder / "bundle", [f"class {number}" for number in range(9)])
         write_mask(options.data / "zion-landsat8" / "nlcd.tif", folder / "mask.tif", side, options.zoom)
-        steps = {"GDAL, whole": ("gdal", "0"), "strips": ("ours", "0,0")}
+        steps = {} if options.no_reference else {"GDAL, whole": ("gdal", "0")}
+        steps["strips"] = ("ours", "0,0")
         if options.min_area:
             steps[f"strips, --min-area {options.min_area:g}"] = ("ours", f"{options.min_area},0")
         if options.simplify:
@@ -97,17 +98,20 @@ def write_mask(source: Path, target: Path, side: int, zoom: int) -> None:
 def measured(step: str, options: str, folder: str) -> dict[str, float]:
     """Run a step, and say what it took of this process."""
     path, bundle = Path(folder), load_bundle(f"{folder}/bundle")
-    before_mib = peak_mib()
+    Path("/proc/self/clear_refs").write_text("5")  # imports have a higher peak than what stays of them
+    before_mib = memory_mib("VmRSS")
     began = time.perf_counter(), time.process_time()
     polygons, vertices = gdal(path) if step == "gdal" else ours(path, bundle, PolygonOptions(*map(float, options.split(","))))
     return {
         "wall_s": time.perf_counter() - began[0], "cpu_s": time.process_time() - began[1],
-        "before_mib": before_mib, "peak_mib": peak_mib(), "polygons": polygons, "vertices": vertices,
+        "before_mib": before_mib, "peak_mib": memory_mib("VmHWM"), "polygons": polygons, "vertices": vertices,
     }  # fmt: skip
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mib(what: str) -> float:
+    """VmRSS, what this process has resident, or VmHWM, the most it had since that was reset."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) / 1024
 
 
 def gdal(folder: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import random
 import shutil
 import zipfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ import shapely
 import torch
 from rasterio.shutil import copy
 
+from cluster.monitor_config import read_watch
+from pipeline.imagery.archive import Asked, find_dated
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import Asset, Source, find_sources
+from pipeline.imagery.parcels import read_parcels
 from pipeline.imagery.raster import open_scene
 from pipeline.imagery.reader import SceneReader, check_scaling, preview
 from pipeline.imagery.region import Area, Region, region_of
@@ -28,6 +32,7 @@ from pipeline.models.bundle import Bundle, ClassEntry, load_bundle, save_bundle
 from pipeline.models.choice import REFERENCE
 from pipeline.models.networks import build_network
 from pipeline.models.networks.pretrained import load_encoder
+from pipeline.models.rules import save_rules
 from pipeline.training.classes import read_classes
 from pipeline.training.datasets import open_labelled
 from pipeline.training.targets import Numbers
@@ -114,10 +119,40 @@ def targets(seeds: Path) -> dict[str, Target]:
         for source in find_sources([str(_written(folder / "item.json", changed_json(document, chance)))]):
             open_scene(source, [Band("red"), Band("green")])
 
+    def archive(folder: Path, chance: random.Random) -> None:
+        shutil.copy(plain, folder / "plain.tif")
+        item = stac_item("plain.tif")
+        item["properties"] |= {"constellation": "sentinel-2", "s2:processing_baseline": "05.00", "grid:code": "MGRS-33TVM"}
+        item["bbox"], item["assets"]["SCL"] = [10, 45, 11, 46], {"href": "plain.tif", "roles": ["data"]}
+        _written(folder / "item.json", changed_json(item, chance))
+        links = [{"rel": rel, "href": "./item.json"} for rel in ("item", "child")]
+        listed = _written(folder / "catalog.json", json.dumps({"type": "Catalog", "links": links}).encode())
+        if chance.random() < 0.3:
+            listed = _written(folder / "catalog.json", changed_json({"type": "Catalog", "links": links}, chance))
+        for source in find_dated(str(listed), Asked(since=date(2015, 1, 1), bbox=(10, 45, 12, 47)), ["red"]).sources:
+            open_scene(source, [Band("red")])
+
+    def parcels(folder: Path, chance: random.Random) -> None:
+        seed = seeds / chance.choice(("fields.geojson", "fields.gpkg", "fields.parquet"))
+        by_value = seed.suffix == ".geojson" and chance.random() < 0.7
+        content = seed.read_bytes()
+        changed = changed_json(json.loads(content), chance) if by_value else changed_bytes(content, chance)
+        read_parcels(_written(folder / seed.name, changed), chance.choice(("fid", "class")))
+
+    def config(folder: Path, chance: random.Random) -> None:
+        document = {
+            "region": "a", "scenes": "catalog.json", "output": "out", "parcels": "fields.gpkg", "clouds": {"asset": "scl", "hidden": [1]},
+            "rules": [{"name": "green", "when": "(nir - red) / (nir + red) > 0.5"}, {"name": "bare"}], "bbox": [1, 2, 3, 4],
+            "indices": {"ndvi": "(nir - red) / (nir + red)"}, "since": "2017-01-01", "minimum_valid_share": 0.5, "lookback_days": 3,
+            "season": {"windows": [{"name": "2017", "from": "2016-11-01", "to": "2017-10-31"}]}, "changes": {"dates": 3}, "curve": {},
+        }  # fmt: skip
+        watch = read_watch(_written(folder / "monitor.yaml", changed_json(document, chance)))
+        save_rules(folder / "model", watch.rules)
+
     return {
         "raster": raster, "raster again": raster, "raster once more": raster, "vector": vector, "labels": labels, "classes": tables,
-        "catalogue": catalogue, "model.json": _description(seeds), "weights": _weights(seeds), "zip": _zip(seeds),
-        "encoder": _encoder(seeds),
+        "catalogue": catalogue, "archive": archive, "parcels": parcels, "config": config, "model.json": _description(seeds),
+        "weights": _weights(seeds), "zip": _zip(seeds), "encoder": _encoder(seeds),
     }  # fmt: skip
 
 

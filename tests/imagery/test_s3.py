@@ -255,3 +255,10 @@ def test_what_a_killed_process_left_in_its_own_folder_is_swept(bucket: Remote, t
     assert not folders[0].exists() and (folders[1] / "left").exists()
     living.kill()
     living.wait()
+
+
+def test_the_end_of_an_object(bucket: Remote):
+    storage.create(bucket / "object", b"0123456789")
+    assert [storage.end_of(bucket / "object", size) for size in (4, 10, 40)] == [b"6789", b"0123456789", b"0123456789"]
+    with pytest.raises(FileNotFoundError, match="missing"):
+        storage.end_of(bucket / "missing", 4)

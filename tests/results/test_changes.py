@@ -74,7 +74,7 @@ def season(dates: int, parcels: int, noise: float, seed: int) -> tuple[np.ndarra
 def drops_of(days: np.ndarray, values: np.ndarray, places: np.ndarray, kinds: np.ndarray | None = None) -> Drops:
     """Drops where all parcels are of one kind, or of these."""
     peers = find_peers(places, np.zeros(len(places), int) if kinds is None else kinds, SETTINGS.neighbours)
-    return index_drops(days, values, [peers] * len(days), SETTINGS)
+    return index_drops(days, values, peers, SETTINGS)
 
 
 @pytest.mark.parametrize("parcels", [100, 2_000])
@@ -103,7 +103,7 @@ def test_drops_that_were_put_in_are_found_and_few_others():
             assert drops.before[row] < drops.since[row] < drops.confirmed[row]
             assert drops.value_after[row] == values[drops.since[row], parcel]
             assert drops.expected_after[row] - drops.value_after[row] >= 0.1 and drops.q[row] <= SETTINGS.false_share
-    assert found >= 0.45 * 200  # the stated power: of drops of 0.3 under heavy-tailed noise of 0.01 to 0.04, and clouds
+    assert found >= 0.75 * 200  # the stated power: of drops of 0.3 under heavy-tailed noise of 0.01 to 0.04, and clouds
     assert false <= SETTINGS.false_share * (found + false)
 
 
@@ -183,7 +183,7 @@ def test_false_alarms_under_the_noise_of_real_series_stay_below_what_is_stated()
 
 @needs_slovenia
 def test_a_large_drop_is_found_under_the_noise_of_real_series():
-    """The stated power there: 0.4 is found in 0.4 of the parcels at least (noise of 0.06), and 19 in 20 of the told are real."""
+    """The stated power there: 0.4 is found in half of the parcels at least (noise of 0.06), and 19 in 20 of the told are real."""
     found = false = 0
     for seed in range(4):
         days, values, places = resampled(400, 50 + seed)
@@ -194,7 +194,7 @@ def test_a_large_drop_is_found_under_the_noise_of_real_series():
         drops = drops_of(days, values, places)
         found += len(set(drops.parcel[drops.parcel < 40]))
         false += int((drops.parcel >= 40).sum())
-    assert found >= 64 and false <= 0.05 * found, (found, false)
+    assert found >= 80 and false <= 0.05 * found, (found, false)
 
 
 @needs_slovenia

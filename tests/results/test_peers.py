@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.results.peers import LEAST_PARCELS, below_peers, find_peers, nearest_neighbours
+from pipeline.results.peers import LEAST_PARCELS, below_group, beside_peers, find_peers, known_neighbours, nearest_neighbours
 
 
 def test_neighbours_are_the_nearest_others():
@@ -32,25 +32,24 @@ def test_peers_are_of_the_same_kind_and_rare_kinds_are_one_group():
     assert (few.neighbours_PK[:, :3] >= 0).all() and (few.neighbours_PK[:, 3:] == -1).all()
 
 
-def test_what_lies_below_is_that_of_a_loop():
+def test_what_lies_beside_and_below_is_that_of_a_loop():
     random = np.random.default_rng(7)
     kinds = random.choice([0, 1, 2], 300, p=[0.5, 0.46, 0.04])
     peers = find_peers(random.random((300, 2)), kinds, 10)
     change = np.where(random.random(300) < 0.3, np.nan, random.normal(0, 0.05 + 0.1 * kinds))
-    found = below_peers(change, peers, 0.02)
+    beside, below = beside_peers(change[None], peers)[0], below_group(change, peers, 0.02)
+    count = known_neighbours(change, peers, np.arange(300))
     for group in set(peers.group_P.tolist()):
         members = np.flatnonzero((peers.group_P == group) & np.isfinite(change))
         if len(members) < LEAST_PARCELS:
-            assert np.isnan(found.z[members]).all()
+            assert np.isnan(below.z[members]).all() and np.isnan(beside[members]).all()
             continue
-        near = []
         for parcel in members:
             asked = change[[neighbour for neighbour in peers.neighbours_PK[parcel] if neighbour >= 0]]
             asked = asked[np.isfinite(asked)]
-            assert found.neighbours[parcel] == len(asked)
-            near.append(np.median(asked) if len(asked) >= 5 else np.median(change[members]))
-        expected = np.array(near) + np.median(change[members] - near)
-        spread = max(1.4826 * np.median(np.abs(expected - change[members])), 0.02)
-        assert np.allclose(found.change[members], expected)
-        assert np.allclose(found.z[members], (expected - change[members]) / spread)
-    assert np.isnan(found.z[np.isnan(change)]).all()
+            assert count[parcel] == len(asked)
+            near = np.median(asked) if len(asked) >= 5 else np.median(change[members])
+            assert abs(beside[parcel] - (change[parcel] - near)) < 1e-6
+        depth = np.median(change[members]) - change[members]
+        assert np.allclose(below.z[members], depth / max(1.4826 * np.median(np.abs(depth)), 0.02))
+    assert np.isnan(below.z[np.isnan(change)]).all() and np.isnan(beside[np.isnan(change)]).all()

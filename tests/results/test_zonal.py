@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,13 @@ SCALE, OFFSET = 0.0001, -0.1
 def seen(
     folder: Path, name: str, mask_HW: np.ndarray | None, *, bands_CHW: np.ndarray | None = None, confidence_HW: np.ndarray | None = None,
     transform: Affine = UTM, crs: str = "EPSG:32633", at: tuple[int, int] = (0, 0), indices: dict[str, Expression] | None = None,
+    profile: dict[str, Any] | None = None,
 ) -> SeenScene:  # fmt: skip
     """A scene of red and nir whose mask begins at the row and column `at`."""
     height, width = (mask_HW if mask_HW is not None else bands_CHW[0]).shape
     if bands_CHW is None:
         bands_CHW = np.full((2, height + at[0], width + at[1]), 1000)
-    place: dict[str, Any] = {"transform": transform, "crs": crs}
+    place: dict[str, Any] = {"transform": transform, "crs": crs, **(profile or {})}
     path = write_scene(folder / f"{name}.tif", bands_CHW.astype(np.uint16), nodata=0, descriptions=["red", "nir"], **place)
     with rasterio.open(path, "r+") as dataset:
         dataset.scales, dataset.offsets = (SCALE, SCALE), (OFFSET, OFFSET)
@@ -317,3 +319,23 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
 def test_the_statistics_have_their_names():
     assert STATISTICS == ("mean", "std", "minimum", "p10", "p25", "median", "p75", "p90", "maximum")
+
+
+def test_memory_follows_the_window_and_not_the_scene_or_the_parcel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nine times the pixels, under one parcel of all of them and under fields: what grows is a kilobyte a window, to find its pixels."""
+    monkeypatch.setattr(coverage, "CELL", 64)
+    for module in (coverage, zonal):
+        monkeypatch.setattr(module, "MOST_PIXELS", 64 * 64)
+    peaks = []
+    for size in (192, 576):
+        blocks = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+        scene = seen(tmp_path, f"{size}", np.ones((size, size)), bands_CHW=random_bands(size, size), profile=blocks)
+        lattice = [shapely.box(x, y, x + 17.5, y + 18.5) for x in range(0, size, 96) for y in range(0, size, size // 8)]
+        parcels = parcels_of(tmp_path, in_pixels(shapely.box(0.5, 0.5, size - 0.5, size - 0.5), *lattice))
+        coverages = Coverages(parcels)
+        tracemalloc.start()
+        found = parcel_statistics(coverages, [scene], 2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found.pixels_PK[0, 1] == pytest.approx((size - 1) ** 2) and (found.state_P == KNOWN).all()
+    assert peaks[1] < 1.6 * peaks[0], peaks
