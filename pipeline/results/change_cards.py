@@ -15,11 +15,11 @@ from pipeline.results.report_changes import SHOWN, Change, Seen, change_counts, 
 from pipeline.results.svg import FAINT
 from pipeline.results.time_charts import Mark, Series, time_chart
 
-TITLES = {"class": "Another class", "index": "Lost their green"}
+TITLES = {"class": "Another class", "index": "Less green than expected"}
 ABOUT = {
     "class": "Another dominant class, kept over several dates.",
-    "index": "The index fell against the parcel's own history and against its neighbours. q is the share of false alarms among"
-    " flags as sure as this one.",
+    "index": "The index lies below what the parcel's own history and its neighbours let expect. q is the share of false alarms"
+    " among flags as sure as this one.",
 }
 CURVE = "#3c9d6b"
 

@@ -35,7 +35,7 @@ from pipeline.results.report_facts import (
 from pipeline.results.time_charts import both, strip_chart, time_chart
 
 RUNS_SHOWN, FAILED_SHOWN = 8, 40
-TILES = {"class": "changed class", "index": "lost their green"}
+TILES = {"class": "changed class", "index": "less green than expected"}
 NO_PARCELS = '<p class="faint">No parcels were given to this monitoring.</p>'
 STYLE = """
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(104px,1fr));gap:10px;margin:16px 0 4px}

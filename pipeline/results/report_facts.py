@@ -76,7 +76,8 @@ class ClassCurve(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """The parcels with the longest gaps, how many of all have one of 30 days or more, and how many are never known."""
+    """The parcels with the longest gaps of those that are known at times; how many of all have one of 30 days or more, and how many
+    are never known."""
 
     rows: list[dict[str, Any]]
     long: int
@@ -180,7 +181,9 @@ def data_gaps(connection: duckdb.DuckDBPyConnection) -> Gaps:
     totals = connection.execute(
         "SELECT count(*) FILTER (longest_gap_days >= 30), count(*) FILTER (known_dates = 0), median(longest_gap_days), count(*) FROM gaps"
     ).fetchone() or (0, 0, 0, 0)
-    return Gaps(_rows(connection, f"FROM gaps LIMIT {GAPS_SHOWN}"), totals[0], totals[1], round(totals[2] or 0), totals[3])
+    return Gaps(
+        _rows(connection, f"FROM gaps WHERE known_dates > 0 LIMIT {GAPS_SHOWN}"), totals[0], totals[1], round(totals[2] or 0), totals[3]
+    )
 
 
 def districts_by_change(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

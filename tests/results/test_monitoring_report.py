@@ -54,7 +54,7 @@ def test_it_tells_what_the_tables_hold(html: str, made: tuple[Path, Monitored]) 
     out, monitored = made
     results = out / "results"
     changes = duckdb.sql(f"SELECT kind, count(*) FROM '{results}/changes/*.parquet' GROUP BY kind").fetchall()
-    for kind, title in {"class": "changed class", "index": "lost their green"}.items():
+    for kind, title in {"class": "changed class", "index": "less green than expected"}.items():
         assert f"<b>{dict(changes)[kind]}</b><span>{title}</span>" in html
     areas = f"read_parquet('{results}/areas/*/*.parquet', hive_partitioning = true)"
     of_all = f"FROM {areas} WHERE district_id IS NULL"

@@ -1,4 +1,4 @@
--- Districts ranked by change: the share of the area of their parcels that changed class, and how many lost their green.
+-- Districts ranked by change: the share of the area of their parcels that changed class, and how many are less green than expected.
 WITH changed AS (
     SELECT region, parcel_id, bool_or(kind = 'class') AS of_class, bool_or(kind = 'index') AS of_index
     FROM changes
