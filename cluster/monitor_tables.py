@@ -113,7 +113,8 @@ def _incomplete(collection: Place, day: date, seen: Seen) -> str | None:
     if there is None:
         return None
     before = {link["href"] for item in there["features"] for link in item["links"] if link["rel"] == "derived_from"}
-    gone = sorted(before - seen.done.keys() - seen.superseded.keys())
+    replaced = {old for old, new in seen.superseded.items() if new in seen.done}
+    gone = sorted(before - seen.done.keys() - replaced)
     if gone:
         return f"{day} stays as it was: {gone[0]}, which it was made from, is not in the archive any more, or failed"
     return None
@@ -144,6 +145,8 @@ def _make_date(
     put("parcels", parcels_table(ground.parcels.ids, ground.parcels.area_m2, found, opened, names, made))
     if found.indices:
         put("indices", indices_table(ground.parcels.ids, found, opened, made))
+    else:
+        storage.remove(table_of(model.results, "indices", day, watch.region))  # of a config that had some
     with tempfile.TemporaryDirectory(prefix=".mosaic-", dir=storage.workshop(folder)) as shop:
         finished = Path(shop, f"{watch.region}.gti.gpkg")
         write_index(scenes, "mask", finished)

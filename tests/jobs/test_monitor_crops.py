@@ -119,6 +119,23 @@ def test_a_date_whose_new_version_fails_stays_as_it_was(archive: Archive):
     assert files(archive.out / "results") == before
 
 
+def test_a_product_whose_new_processing_fails_keeps_the_rows_of_the_old(archive: Archive):
+    archive.add("2017-05-01", name="old", **{"grid:code": "MGRS-33TVM"})
+    archive.add("2017-05-01", name="neighbour", at=corner(EAST, 1600), **{"grid:code": "MGRS-33TVN"})
+    assert archive.run() == 0
+    before = files(archive.out / "results")
+    archive.add("2017-05-01", name="new", **{"grid:code": "MGRS-33TVM", "s2:processing_baseline": "05.10"})
+    (archive.folder / "archive" / "new_B08.tif").write_bytes(b"II*")
+    assert archive.run() == 3 and files(archive.out / "results") == before
+
+
+def test_without_indices_their_tables_go(archive: Archive):
+    archive.add("2017-05-01")
+    assert archive.run() == 0 and (archive.out / "results" / "indices").exists()
+    assert archive.run(indices=None) == 0
+    assert not list((archive.out / "results" / "indices").rglob("*.parquet"))
+
+
 def test_a_scene_that_left_the_archive_takes_nothing_with_it(archive: Archive, capsys: pytest.CaptureFixture[str]):
     archive.add("2017-05-01", name="one")
     archive.add("2017-05-01", name="two", at=corner(EAST, 1600))
