@@ -16,7 +16,7 @@ import yaml
 from cluster.monitor import Model, Seen, dated_scenes, look, model_of, request_for, rules_model, segment_new
 from cluster.monitor_config import Watch
 from cluster.monitor_tables import Made, is_made, make_dates, make_over_time, read_ground
-from pipeline.errors import Refused, one_line
+from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.inference.plan import software
@@ -44,7 +44,10 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
         works = segment_new(seen, model, request, watch)
         made = make_dates(watch, model, seen, ground)
         changed = bool(seen.done) and make_over_time(watch, model, ground, made)
-        changed |= bool(mirror_tables(model.results, watch.output / "results", watch.region))
+        try:
+            changed |= bool(mirror_tables(model.results, watch.output / "results", watch.region))
+        except Unreadable as error:
+            made.failed["results"] = str(error)
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         if works or made.days or changed or code:
             record.end(code, seen, made, [work.plan.scene.scene_id for work in works])
@@ -195,7 +198,10 @@ def switch_back(watch: Watch, said: str) -> int:
             " --since and --until first"
         )
     switch(out, model_id, path)
-    mirror_tables(its, out / "results", watch.region)
+    try:
+        mirror_tables(its, out / "results", watch.region)
+    except Unreadable as error:
+        raise OSError(f"{error}; the next run with this model puts its tables there") from None
     print(f"{model_id[:LENGTH]} ({path}) is in charge; name it in the config before the next run")
     if current:
         print(f"back: --switch {current.model_id[:LENGTH]}")
