@@ -21,6 +21,8 @@ from rasterio.transform import Affine, from_origin
 from scipy import ndimage
 
 from pipeline.errors import Refused, Unreadable
+from pipeline.imagery import storage
+from pipeline.imagery.storage import Remote
 from pipeline.inference.segment import segment_scene
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.results import polygons as polygons_module
@@ -28,6 +30,7 @@ from pipeline.results import wkb
 from pipeline.results.polygons import PolygonOptions, polygons_made_from, write_polygons
 from tests.geometry.rasters import key_of, polygons_of_whole
 from tests.results.scenes import NODATA_VALUE, Done, class_bundle, publish, stripes
+from tests.servers import Store, put_file
 
 CONTRACT = {
     "polygon_id": "int64", "class_id": "uint8", "class_name": "string", "area_m2": "double", "perimeter_m": "double",
@@ -203,3 +206,17 @@ def test_the_demos_mask(bundle: Bundle, demo: dict[str, Any], tmp_path: Path):
     assert sorted(key_of(value, polygon) for value, polygon in zip(frame.class_id, frame.geometry, strict=True)) == expected
     counted = frame.groupby("class_id").pixel_count.sum().to_dict()
     assert [counted.get(number, 0) for number in range(len(demo["counts"]))] == list(demo["counts"].values())
+
+
+def test_a_bucket_gives_the_same_bytes(store: Store, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    store.calm()
+    made = publish(tmp_path / "out", bundle, stripes(90, 120))
+    put_file(store, made.folder / "mask.tif", "tests/polygons/mask.tif")
+    expected, far = write(made, bundle, tmp_path / "near").read_bytes(), Remote("tests", "polygons")
+    write_polygons(tmp_path / "far", made.plan, bundle, far, made.ledger.attempt, made.published.rows)
+    assert (tmp_path / "far").read_bytes() == expected
+    storage.publish(tmp_path / "far", far / "polygons.parquet")
+    assert polygons_made_from(far / "polygons.parquet") == (made.ledger.attempt, PolygonOptions())
+    assert polygons_made_from(far / "missing.parquet") is None
