@@ -1,7 +1,10 @@
-"""Ask the tables of a crop monitoring: analysts' questions by name.
+"""Make a page that tells what a crop monitoring found, or ask its tables one of the analysts' questions.
 
-python jobs/report_areas.py OUT --query                     the questions, a line each
-python jobs/report_areas.py OUT --query NAME [--parcel ID] [--since D] [--until D] [--class C]
+    python jobs/report_areas.py OUT [--output report.html]      map, areas, curves, changes, gaps: one file that loads nothing
+    python jobs/report_areas.py --query                         the questions, a line each
+    python jobs/report_areas.py OUT --query NAME [--parcel ID] [--since D] [--until D] [--class C]
+
+Nothing in OUT is changed, but for the file that --output may name there.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report_areas(options: argparse.Namespace) -> int:
-    """List the questions, or answer one."""
+    """Write the page, list the questions, or answer one."""
     if options.query == "":
         print_queries()
         return DONE

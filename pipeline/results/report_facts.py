@@ -182,7 +182,11 @@ def data_gaps(connection: duckdb.DuckDBPyConnection) -> Gaps:
         "SELECT count(*) FILTER (longest_gap_days >= 30), count(*) FILTER (known_dates = 0), median(longest_gap_days), count(*) FROM gaps"
     ).fetchone() or (0, 0, 0, 0)
     return Gaps(
-        _rows(connection, f"FROM gaps WHERE known_dates > 0 LIMIT {GAPS_SHOWN}"), totals[0], totals[1], round(totals[2] or 0), totals[3]
+        _rows(connection, f"FROM gaps WHERE known_dates > 0 ORDER BY longest_gap_days DESC, parcel_id LIMIT {GAPS_SHOWN}"),
+        totals[0],
+        totals[1],
+        round(totals[2] or 0),
+        totals[3],
     )
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_monitoring_tables.py [--parcels 100000] [--dates 50] [--classes 5] [--folder FOLDER]
 
-First one date is written in several ways; then all dates with rows in groups of three sizes, and each question is asked of both in a
+First one date is written in several ways; then all dates with rows in groups of three sizes, and each question is asked of each in a
 process of its own, twice: the second time its files are in the page cache.
 """
 

@@ -3,7 +3,7 @@ WITH in_parcels AS (
     SELECT
         region, date, class_id, class_name,
         count(*) FILTER (is_dominant) AS parcel_count,  -- of which it is the dominant class
-        sum(area_m2) AS parcel_area_m2
+        round(sum(area_m2), 2) AS parcel_area_m2  -- threads add in any order: what is left is the same each time
     FROM parcels
     WHERE date BETWEEN $since AND $until AND state = 'known'
     GROUP BY ALL

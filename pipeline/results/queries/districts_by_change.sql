@@ -12,8 +12,8 @@ counted AS (
         count(*) AS parcel_count,
         count(*) FILTER (of_class) AS changed_count,
         count(*) FILTER (of_index) AS fallen_count,
-        sum(area_m2) AS area_m2,
-        coalesce(sum(area_m2) FILTER (of_class), 0) AS changed_area_m2
+        round(sum(area_m2), 2) AS area_m2,
+        round(coalesce(sum(area_m2) FILTER (of_class), 0), 2) AS changed_area_m2
     FROM parcel_geometry LEFT JOIN changed USING (region, parcel_id)
     GROUP BY ALL
 )
