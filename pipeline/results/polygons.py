@@ -1,7 +1,7 @@
 """The polygons of a published mask, as GeoParquet: `--save polygons`.
 
 The mask is read strip by strip, so what is in memory are a strip, the polygons that reach its last row, and one row group. A
-polygon that covers the scene is kept until it ends: 8 bytes a vertex, and about 60 while it is written.
+polygon that covers the scene is kept until it ends: 8 bytes a vertex, and about 100 while it is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.results.tables import POLYGONS
 from pipeline.results.wkb import bounds_of, polygons_as_wkb
 
 STRIP_PIXELS = 2**21  # 50 to 120 MiB while a strip is worked on, by how much its classes are mixed
-POLYGON_BYTES = 400 * 2**20  # of a worker that makes them, as measured (tests/benchmarks/RESULTS.md), beside what it segments with
+POLYGON_BYTES = 600 * 2**20  # of a worker that makes them, as measured (tests/benchmarks/RESULTS.md), beside what it segments with
 ROW_GROUP = 2**15
 MOST_VERTICES = 2**20  # of the rows made at once
 FOOTER_END = 8  # bytes of a Parquet file: the length of its footer, and PAR1

@@ -151,7 +151,7 @@ def test_a_value_that_is_not_finite_is_named_nodata(regression: Bundle, tmp_path
     np.testing.assert_array_equal(partial_HW[known_HW], whole_HW[known_HW])
 
 
-@pytest.mark.parametrize("layer", ["mask", "confidence", "probabilities"])
+@pytest.mark.parametrize("layer", ["mask", "confidence", "probabilities", "polygons"])
 def test_other_layers_are_refused_by_name(regression: Bundle, tmp_path: Path, layer: str):
     scene = write_scene(tmp_path / "scene.tif", smooth_noise(9, (3, 64, 64)))
     with pytest.raises(Refused, match=rf"--save {layer}: .*canopy height.* only value"):
