@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.imagery import s3
 from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, Target, save_bundle
 from pipeline.models.networks import build_network
@@ -93,7 +94,9 @@ def exact_regression(make_bundle: MakeBundle) -> Bundle:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    """An S3 server with a proxy before it that injects faults."""
+    """An S3 server with a proxy before it that injects faults. This process, too, may be its user: it keeps no connection to the last one."""
+    s3._connected.cache_clear()
+    s3._endpoint.cache_clear()
     with object_store() as store:
         yield store
 
