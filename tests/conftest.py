@@ -94,7 +94,7 @@ def exact_regression(make_bundle: MakeBundle) -> Bundle:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    """An S3 server with a proxy before it that injects faults. This process, too, may be its user: it keeps no connection to the last one."""
+    """An S3 server with a proxy before it that injects faults. This process may use it too: it forgets the one of another module."""
     s3._connected.cache_clear()
     s3._endpoint.cache_clear()
     with object_store() as store:
