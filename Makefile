@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo season test test-jobs test-training test-rooms slow check bench clean
+.PHONY: demo season test test-segment test-jobs test-training test-rooms slow check bench clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
@@ -14,15 +14,19 @@ season: .venv/ready
 	$(BIN)/python jobs/demo/season/replay.py season-output
 	@echo "open season-output/report.html to see it"
 
-# Three processes, two at a time: most of the jobs' time is waiting. One that had run everything died of SIGSEGV while the last
+# Four processes, two at a time: most of the jobs' time is waiting. One that had run everything died of SIGSEGV while the last
 # fixture ended, after all tests had passed; why is not known.
 TRAINING := tests/training tests/cluster/test_train.py tests/jobs/test_train_model.py tests/jobs/test_evaluate_model.py
+SEGMENT := $(wildcard tests/jobs/test_segment_region*.py)
 
 test: .venv/ready-dev
-	$(MAKE) --no-print-directory --jobs=2 test-jobs test-training test-rooms
+	$(MAKE) --no-print-directory --jobs=2 test-segment test-training test-jobs test-rooms
+
+test-segment: .venv/ready-dev
+	$(BIN)/python -m pytest -q $(SEGMENT)
 
 test-jobs: .venv/ready-dev
-	$(BIN)/python -m pytest -q tests/cluster tests/jobs $(TRAINING:%=--ignore=%)
+	$(BIN)/python -m pytest -q tests/cluster tests/jobs $(TRAINING:%=--ignore=%) $(SEGMENT:%=--ignore=%)
 
 test-training: .venv/ready-dev
 	$(BIN)/python -m pytest -q $(TRAINING)

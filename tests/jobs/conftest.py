@@ -12,6 +12,12 @@ from tests.toys import smooth_noise, write_scene
 BLOCKS = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
 
 
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray names itself in the environment of a process that has joined it: jobs in this process would join it, too, for each run."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four shards of 1024 px, nine of 512."""

@@ -280,7 +280,7 @@ def test_an_archive_and_its_results_in_a_bucket(archive: Archive, store: Store, 
     for path in [*sorted((archive.folder / "archive").iterdir()), archive.folder / "fields.gpkg"]:
         put_file(store, path, f"watched/{path.relative_to(archive.folder)}")
     config = archive.config(scenes="s3://watched/archive/catalog.json", output="s3://watched/out", parcels="s3://watched/fields.gpkg")
-    store.fail(Fault(503, every=17), Fault("lose", method="PUT", every=9))
+    store.fail(Fault(503, every=61), Fault("lose", method="PUT", every=31))
     done = run(job_command("monitor_crops", "--config", config), **store.environment)
     assert done.returncode == 0, done.stderr
     store.calm()
