@@ -179,10 +179,10 @@ def folders(folder: Place) -> dict[str, Place]:
 
 
 def all_folders(folder: Place) -> list[Place]:
-    """A folder and all folders below it, in order; links to folders are not followed further."""
+    """A folder and all folders below it, in order; links to folders are not followed further. Those that vanish meanwhile are left out."""
     if isinstance(folder, Remote):
         return [folder, *(deeper for below in folders(folder).values() for deeper in all_folders(below))]
-    return sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())})
+    return sorted({folder, *(Path(top, name) for top, names, _ in os.walk(folder) for name in names)})
 
 
 def relative(place: Place, top: Place) -> str:

@@ -29,8 +29,9 @@ def mirror_tables(source: Place, target: Place, region: str) -> int:
 
 def _tables(folder: Place, region: str) -> Iterator[str]:
     for below in storage.all_folders(folder):
-        if f"{region}.parquet" in storage.names(below):
-            yield f"{storage.relative(below, folder)}/{region}.parquet"
+        name = storage.relative(below, folder)
+        if not name.startswith(".") and f"{region}.parquet" in storage.names(below):  # another run's work is hidden
+            yield f"{name}/{region}.parquet"
 
 
 def _within(folder: Place, name: str) -> Place:
