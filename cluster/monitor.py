@@ -20,7 +20,7 @@ from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
 from pipeline.imagery.archive import find_dated
 from pipeline.imagery.bands import Band
-from pipeline.imagery.catalogue import Source
+from pipeline.imagery.catalogue import Source, parse_datetime
 from pipeline.imagery.composites import recipe_of
 from pipeline.imagery.raster import Scene, open_scene
 from pipeline.imagery.reader import check_scaling
@@ -32,7 +32,6 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.rules import save_rules
 from pipeline.results.pinned import model_folder, read_current
 from pipeline.results.region_dates import DatedScene, by_date
-from pipeline.results.tables import parse_datetime
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def dated_scenes(seen: Seen) -> dict[date, list[DatedScene]]:
 def _dated(source: Source, ledger: SceneLedger) -> DatedScene:
     plan, manifest = ledger.plan(), ledger.manifest()
     assert plan is not None and manifest is not None
-    return DatedScene(plan.scene, ledger, plan.layers, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
+    return DatedScene(plan, ledger, sum(manifest["pixel_count"]) / plan.region.window.pixels, source.off_nadir)
 
 
 def with_indices(dated: DatedScene, source: Source, model: Model, names: Sequence[str]) -> Scene:

@@ -15,7 +15,7 @@ import yaml
 
 from cluster.monitor import Model, Seen, dated_scenes, look, model_of, request_for, rules_model, segment_new
 from cluster.monitor_config import Watch
-from cluster.monitor_tables import Made, is_made, make_dates, make_over_time, read_ground
+from cluster.monitor_tables import Made, due, make_dates, make_over_time, read_ground
 from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
@@ -24,6 +24,7 @@ from pipeline.models.bundle import load_bundle
 from pipeline.results.comparison import cross
 from pipeline.results.mirror import mirror_tables
 from pipeline.results.pinned import LENGTH, check_pinned, find_model, model_folder, note_model, pin, read_current, switch
+from pipeline.results.tables import day_of
 
 DONE, FAILED_ON_DATA = 0, 3
 SCHEMA_VERSION = 1
@@ -42,7 +43,8 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
         seen = _looked(watch, model, access)
         pin(watch.output, model.bundle)
         works = segment_new(seen, model, request, watch)
-        made = make_dates(watch, model, seen, ground)
+        dates = dated_scenes(seen)
+        made = make_dates(watch, model, seen, ground, dates)
         changed = bool(seen.done) and make_over_time(watch, model, ground, made)
         try:
             changed |= bool(mirror_tables(model.results, watch.output / "results", watch.region))
@@ -51,7 +53,7 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         if works or made.days or changed or code:
             record.end(code, seen, made, [work.plan.scene.scene_id for work in works])
-    _tell(watch, seen, made, len(works), changed)
+    _tell(watch, seen, made, len(works), len(dates), changed=changed)
     return code
 
 
@@ -72,12 +74,10 @@ def _looked(watch: Watch, model: Model, access: Mapping[str, str], *, build: boo
 def _days_there(results: Place, region: str) -> list[date]:
     """The dates of which there are tables."""
     folders = storage.folders(results / "areas")
-    return [
-        date.fromisoformat(name.removeprefix("date=")) for name, folder in folders.items() if f"{region}.parquet" in storage.names(folder)
-    ]
+    return [day for name, folder in folders.items() if (day := day_of(name)) and f"{region}.parquet" in storage.names(folder)]
 
 
-def _tell(watch: Watch, seen: Seen, made: Made, segmented: int, changed: bool) -> None:
+def _tell(watch: Watch, seen: Seen, made: Made, segmented: int, days: int, *, changed: bool) -> None:
     """Print what was done, or that nothing was to do."""
     for reason in [*seen.failed.values()][:SHOWN]:
         print(f"failed: {one_line(reason)}", file=sys.stderr)
@@ -92,7 +92,6 @@ def _tell(watch: Watch, seen: Seen, made: Made, segmented: int, changed: bool) -
             f"note: {len(made.outside):,} parcel(s) lie in no scene of the dates that were made ({one_line(some)}): {where}",
             file=sys.stderr,
         )
-    days = len(dated_scenes(seen))
     if not (segmented or made.days or changed):
         print(f"nothing new: {len(seen.done)} scene(s) of {days} date(s) are in {watch.output}")
         return
@@ -110,9 +109,8 @@ def print_plan(watch: Watch, access: Mapping[str, str]) -> int:
     seen = _looked(watch, model, access, build=False)
     for opened in seen.todo:
         print(f"would segment {opened.scene.scene_id} of {opened.scene.datetime}")
-    for day, scenes in dated_scenes(seen).items():
-        if not is_made(watch, model, ground, day, scenes):
-            print(f"would make the tables of {day} anew")
+    for day, _, _ in due(watch, model, ground, dated_scenes(seen)):
+        print(f"would make the tables of {day} anew")
     for reason in seen.failed.values():
         print(f"cannot be done: {one_line(reason)}")
     pixels = sum(opened.region.window.pixels for opened in seen.todo)
@@ -134,9 +132,11 @@ def promote(watch: Watch, candidate: str, access: Mapping[str, str]) -> int:
     note_model(out, trial.bundle)
     ground = read_ground(watch)
     with Record(watch, trial) as record:
-        seen = look(its, trial, request_for(its, trial, access))
-        works = segment_new(seen, trial, request_for(its, trial, access), its)
-        made = make_dates(its, trial, seen, ground)
+        request = request_for(its, trial, access)
+        seen = look(its, trial, request)
+        works = segment_new(seen, trial, request, its)
+        dates = dated_scenes(seen)
+        made = make_dates(its, trial, seen, ground, dates)
         make_over_time(its, trial, ground, made)
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         record.end(code, seen, made, [work.plan.scene.scene_id for work in works])
@@ -146,7 +146,7 @@ def promote(watch: Watch, candidate: str, access: Mapping[str, str]) -> int:
     told = cross(pairs, ours.bundle, trial.bundle).to_json()
     report = {
         "schema_version": SCHEMA_VERSION, "region": watch.region, "in_charge": ours.bundle.model_id, "tried": trial.bundle.model_id,
-        "scenes_compared": len(pairs), "dates_made": [day.isoformat() for day in dated_scenes(seen)], **told,
+        "scenes_compared": len(pairs), "dates_made": [day.isoformat() for day in dates], **told,
     }  # fmt: skip
     place = out / "promotions" / f"{watch.region}-{trial.bundle.model_id[:LENGTH]}.json"
     storage.replace_json(place, report)

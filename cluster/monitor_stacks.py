@@ -11,11 +11,10 @@ from datetime import date
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
-from pipeline.imagery.catalogue import Asset, Source
+from pipeline.imagery.catalogue import Asset, Source, parse_datetime
 from pipeline.imagery.composites import Recipe, seasons_of, stack_id, stack_id_of, write_stack
 from pipeline.imagery.raster import Scene, check_unchanged, open_scene
 from pipeline.imagery.storage import Place
-from pipeline.results.tables import parse_datetime
 
 Dated = tuple[date, Scene]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.monitor import Model, Seen, dated_scenes, with_indices
+from cluster.monitor import Model, Seen, with_indices
 from cluster.monitor_config import Watch
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery import storage
@@ -28,7 +28,7 @@ from pipeline.results.parcel_tables import MadeFrom, indices_table, parcels_tabl
 from pipeline.results.region_areas import Districts, count_region, region_areas_table
 from pipeline.results.region_dates import DatedScene, input_id_of, publish_table, table_of
 from pipeline.results.seen import SeenScene
-from pipeline.results.tables import MONITORING_SCHEMA_VERSION, write_monitoring
+from pipeline.results.tables import MONITORING_SCHEMA_VERSION, partition_of, write_monitoring
 from pipeline.results.zonal import OUTSIDE, Coverages, parcel_statistics
 
 
@@ -77,23 +77,25 @@ def made_with(watch: Watch, model: Model, ground: Ground) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def is_made(watch: Watch, model: Model, ground: Ground, day: date, scenes: Sequence[DatedScene]) -> bool:
-    """Whether the tables of a date are those of its scenes and of what the region is told by."""
-    return collection_input_id(_collection(watch, model, day)) == input_id_of(scenes, made_with(watch, model, ground))
+def due(
+    watch: Watch, model: Model, ground: Ground, dates: Mapping[date, Sequence[DatedScene]]
+) -> Iterator[tuple[date, Sequence[DatedScene], str]]:  # fmt: skip
+    """The dates whose tables are not those of their scenes and of what the region is told by, with what they are to be made of."""
+    about = made_with(watch, model, ground)
+    for day, scenes in dates.items():
+        input_id = input_id_of(scenes, about)
+        if collection_input_id(_collection(watch, model, day)) != input_id:
+            yield day, scenes, input_id
 
 
 def _collection(watch: Watch, model: Model, day: date) -> Place:
-    return model.folder / "mosaics" / f"date={day}" / f"{watch.region}.json"
+    return model.folder / "mosaics" / partition_of(day) / f"{watch.region}.json"
 
 
-def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground) -> Made:
+def make_dates(watch: Watch, model: Model, seen: Seen, ground: Ground, dates: Mapping[date, Sequence[DatedScene]]) -> Made:
     """Make the tables of every date whose scenes, or what it is told by, changed."""
-    made, about = Made(), made_with(watch, model, ground)
-    reached_P = np.zeros(len(ground.parcels), bool)
-    for day, scenes in dated_scenes(seen).items():
-        input_id = input_id_of(scenes, about)
-        if collection_input_id(_collection(watch, model, day)) == input_id:
-            continue
+    made, reached_P = Made(), np.zeros(len(ground.parcels), bool)
+    for day, scenes, input_id in due(watch, model, ground, dates):
         if why := _incomplete(_collection(watch, model, day), day, seen):
             made.kept[day.isoformat()] = why
             continue
@@ -127,7 +129,8 @@ def _make_date(
 
     Returns which parcels its scenes reach.
     """
-    folder = model.folder / "mosaics" / f"date={day}"
+    collection = _collection(watch, model, day)
+    folder = collection.parent
     districts = _districts(ground)
 
     def put(kind: str, table: pa.Table) -> None:
@@ -151,13 +154,13 @@ def _make_date(
         finished = Path(shop, f"{watch.region}.gti.gpkg")
         write_index(scenes, "mask", finished)
         storage.publish(finished, folder / finished.name)
-    storage.replace_json(_collection(watch, model, day), item_collection(scenes, input_id))
+    storage.replace_json(collection, item_collection(scenes, input_id))
     return found.state_P != OUTSIDE
 
 
 def _seen(watch: Watch, model: Model, seen: Seen, dated: DatedScene) -> SeenScene:
     """A scene as its parcels are counted. Raises Refused, Unreadable."""
-    confidence = dated.layer("confidence") if "confidence" in dated.layers else None
+    confidence = dated.layer("confidence") if "confidence" in dated.plan.layers else None
     if recipe_of(model.bundle.bands) or not watch.indices:  # a stack has no bands of one date
         return SeenScene(dated.scene, dated.layer("mask"), confidence)
     scene = with_indices(dated, seen.sources[dated.scene.uri], model, watch.index_bands)

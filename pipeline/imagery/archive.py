@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from itertools import groupby
 from typing import Any
 from urllib.parse import urljoin
@@ -24,6 +24,7 @@ from pipeline.imagery.catalogue import (
     check_names,
     invalid,
     is_text,
+    parse_datetime,
     source_of_item,
 )
 from pipeline.imagery.storage import Place
@@ -104,7 +105,7 @@ def _add(found: Found, item: dict[str, Any] | Source, path: Place, uri: str, ask
         return
     try:
         said = (item.get("properties") or {}).get("datetime") or (item.get("properties") or {}).get("start_datetime")
-        if not asked.has(_parsed(said)) or not _near(item.get("bbox"), asked.bbox):
+        if not asked.has(parse_datetime(said)) or not _near(item.get("bbox"), asked.bbox):
             return
         source = source_of_item(item, path, uri)
         check_names(source)
@@ -117,15 +118,7 @@ def _add(found: Found, item: dict[str, Any] | Source, path: Place, uri: str, ask
 
 def time_of(source: Source) -> datetime | None:
     """When a scene was seen, in UTC, as far as its catalogue or name tells."""
-    return _parsed(source.datetime)
-
-
-def _parsed(text: Any) -> datetime | None:
-    try:
-        when = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    return when if when is None else when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    return parse_datetime(source.datetime)
 
 
 def _near(box: Any, asked: tuple[float, float, float, float] | None) -> bool:
@@ -270,7 +263,7 @@ def _date_in(text: str) -> str | None:
     for found in DATE.finditer(text):
         year, _, month, day, hour, minute, second = found.groups()
         said = f"{year}-{month}-{day}T{hour or '00'}:{minute or '00'}:{second or '00'}Z"
-        if _parsed(said):
+        if parse_datetime(said):
             return said
     return None
 

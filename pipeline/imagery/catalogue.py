@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import Refused
@@ -94,6 +95,15 @@ def is_text(name: str) -> bool:
 def _check_text(name: str) -> None:
     if not is_text(name):
         raise Refused(f"{name[:LONGEST_NAME]}: is a name that is no valid text: rename it")
+
+
+def parse_datetime(text: object) -> datetime | None:
+    """ISO 8601 as a time in UTC; a time without a zone is taken as UTC; None for what is not a time."""
+    try:
+        when = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return when if when is None else when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
 def unique_folder(scene_id: str, uri: str, taken: bool) -> str:

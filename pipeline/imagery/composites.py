@@ -192,7 +192,7 @@ def _write_piece(made: rasterio.io.DatasetWriter, recipe: Recipe, orders: Sequen
     composites = {}
     for number, (step, readers) in enumerate(zip(recipe.steps, orders, strict=True)):
         values_TCHW = np.stack([_physical(reader, window) for reader in readers])
-        composites[number] = _best(values_TCHW) if step.how == "best" else _median(values_TCHW)
+        composites[number] = _best(values_TCHW) if step.how == "best" else median_known(values_TCHW)
     area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
     for index, each in enumerate(recipe.wanted, 1):
         made.write(composites[each.step][recipe.bands.index(each.band)], index, window=area)
@@ -206,13 +206,13 @@ def _physical(reader: SceneReader, window: Window) -> np.ndarray:
     return values_CHW if pixels.valid_CHW is None else np.where(pixels.valid_CHW, values_CHW, np.float32(np.nan))
 
 
-def _median(values_TCHW: np.ndarray) -> np.ndarray:
-    """The median over dates of what is known, of the middle two their mean; NaN where nothing is."""
-    ordered_TCHW = np.sort(values_TCHW, axis=0)  # NaN last
-    count_CHW = np.isfinite(values_TCHW).sum(axis=0)
-    low, high = np.maximum(count_CHW - 1, 0) // 2, count_CHW // 2
-    middle = [np.take_along_axis(ordered_TCHW, place[None], axis=0)[0] for place in (low, np.minimum(high, len(values_TCHW) - 1))]
-    return np.where(count_CHW > 0, (middle[0] + middle[1]) / 2, np.float32(np.nan)).astype(np.float32)
+def median_known(values_T: np.ndarray) -> np.ndarray:
+    """The median along the first axis, dates, of what is not NaN, of the middle two their mean; NaN where nothing is known."""
+    ordered_T = np.sort(values_T, axis=0)  # NaN last
+    count = np.isfinite(ordered_T).sum(axis=0)
+    places = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(ordered_T) - 1)
+    low, high = (np.take_along_axis(ordered_T, place[None], axis=0)[0] for place in places)
+    return (low + high) / 2
 
 
 def _best(values_TCHW: np.ndarray) -> np.ndarray:

@@ -127,15 +127,6 @@ def sought(place: Remote) -> BinaryIO:
         return cast(BinaryIO, _filesystem().open(f"{place.bucket}/{place.key}", "rb", block_size=RANGE))
 
 
-def read_end(place: Remote, size: int) -> bytes:
-    """The last `size` bytes of an object, or all of a smaller one. Raises FileNotFoundError and other OSErrors."""
-    found = look(place)
-    if found is None:
-        raise FileNotFoundError(f"{place}: no such object")
-    with _told(place):
-        return _filesystem().cat_file(f"{place.bucket}/{place.key}", start=max(0, found.size - size), end=found.size)
-
-
 def fetch(place: Remote, target: Path) -> None:
     """Copy an object to a local file, in one stream. Raises FileNotFoundError and other OSErrors."""
     with _told(place):

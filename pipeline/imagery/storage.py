@@ -145,15 +145,6 @@ def start_of(place: Place, size: int) -> bytes:
         return file.read(size)
 
 
-def end_of(place: Place, size: int) -> bytes:
-    """The last `size` bytes of a file, or all of a smaller one. Raises FileNotFoundError and other OSErrors."""
-    if isinstance(place, Remote):
-        return s3.read_end(place, size)
-    with place.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-        return file.read()
-
-
 def sha256(place: Place) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with here(place) as path, open(path, "rb") as file:

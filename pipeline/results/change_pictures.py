@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pyproj
 import shapely
 from PIL import Image, ImageDraw
 from pyproj.exceptions import ProjError
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -18,7 +18,8 @@ from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.bands import Band
 from pipeline.imagery.catalogue import unique_folder
-from pipeline.imagery.raster import opened_dataset
+from pipeline.imagery.pixel_space import to_pixels
+from pipeline.imagery.raster import grid_of, opened_dataset
 from pipeline.imagery.sentinel2 import COMMON_NAMES
 from pipeline.imagery.storage import Place
 from pipeline.inference.ledger import SceneLedger
@@ -27,6 +28,7 @@ from pipeline.models.ramp import BLANK
 from pipeline.results.page import picture_uri
 from pipeline.results.quicklook import painted, scene_picture
 
+LON_LAT = CRS.from_epsg(4326).to_wkt()
 SIDE = 132  # px of a picture
 AROUND, LEAST = 1.7, 16  # times the parcel's own width is shown, and at least so many px of the scene
 ON_SCENE, ON_MASK = (255, 236, 92), (20, 20, 20)
@@ -65,7 +67,7 @@ def draw_parcel(files: SceneFiles, shape: shapely.Geometry, colours: Mapping[int
     """The pictures of a parcel, given in EPSG:4326; None where the mask cannot be read there."""
     try:
         with opened_dataset(files.mask) as dataset:
-            placed = _in_pixels(shape, dataset.crs, ~dataset.transform)
+            (placed,) = to_pixels(np.array([shape]), LON_LAT, grid_of(dataset))
             window = _window(placed, dataset.height, dataset.width)
             ids_HW = dataset.read(1, window=RasterioWindow(window.col, window.row, window.width, window.height)) if window else None
     except (Refused, RasterioError, ProjError):
@@ -89,16 +91,6 @@ def _scene_picture(plan: Plan, window: Window, shape: tuple[int, int]) -> np.nda
     bands = [Band(band.name, common_name=COMMON_NAMES.get(band.name.upper())) for band in plan.scene.bands]
     inside = Window(window.row + region.row, window.col + region.col, window.height, window.width)
     return scene_picture(plan.scene, bands, inside, shape)
-
-
-def _in_pixels(shape: shapely.Geometry, crs: object, to_pixels: object) -> shapely.Geometry:
-    """A shape in longitude and latitude as columns and rows."""
-    there = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
-
-    def placed(lonlat_N2: np.ndarray) -> np.ndarray:
-        return np.stack(to_pixels * there.transform(*lonlat_N2.T), axis=1)  # type: ignore[operator]
-
-    return shapely.transform(shape, placed)
 
 
 def _window(placed: shapely.Geometry, height: int, width: int) -> Window | None:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.imagery.composites import median_known
+
 ROUNDS = 4  # of weights; five more change 99 % of the grid days of real series by less than 0.009
 CHUNK = 8192  # parcels at once: their bands stay in the cache of the processor
 NORMAL_MAD = 1.4826  # standard deviations in a median absolute deviation of a normal distribution
@@ -120,16 +122,6 @@ def neighbours_in_time(values_TP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     before = np.vstack([np.full((1, values_TP.shape[1]), -1), last[:-1]])
     after = np.vstack([first[1:], np.full((1, values_TP.shape[1]), len(values_TP))])
     return np.where(before < 0, own, before), np.where(after == len(values_TP), own, after)
-
-
-def median_known(values_TP: np.ndarray) -> np.ndarray:
-    """The median along the dates of what is not NaN; NaN where all is."""
-    ordered = np.sort(values_TP, axis=0)  # NaN comes last
-    count_P = np.isfinite(ordered).sum(axis=0)
-    low = np.maximum(count_P - 1, 0) // 2
-    high = np.minimum(count_P // 2, len(ordered) - 1)
-    columns = np.arange(values_TP.shape[1])
-    return (ordered[low, columns] + ordered[high, columns]) / 2
 
 
 def _reached(days_T: np.ndarray, grid_G: np.ndarray, kept_TP: np.ndarray, settings: CurveSettings) -> np.ndarray:

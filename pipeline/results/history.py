@@ -21,10 +21,10 @@ from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.results.changes import NO_CLASS
 from pipeline.results.seasons import Evidence, SeasonWindow, days_since, evidence_of
+from pipeline.results.tables import day_of
 
 BATCH = 1_000_000  # rows
 METRES = 111_320.0  # of a degree of latitude
-PARTITION = "date="
 
 
 class Source(NamedTuple):
@@ -72,7 +72,7 @@ def find_sources(results: Place, region: str, model_id: str) -> Sources:
     tables, ignored = [], []
     for kind in ("indices", "parcels"):
         for name in sorted(storage.names(results / kind)):
-            day = _day(name)
+            day = day_of(name)
             place = results / kind / name / f"{region}.parquet"
             if day is None or (footer := _footer(place)) is None:
                 continue
@@ -206,13 +206,6 @@ def _rows(
             if position >= len(ids) or not parcel.filter(pa.array(begins)).equals(ids.take(pa.array(positions[begins]))):
                 raise Refused(f"{source.place}: its parcels are not those of the region, in its order: remove it, and it is made anew")
             yield batch, positions
-
-
-def _day(name: str) -> date | None:
-    try:
-        return date.fromisoformat(name.removeprefix(PARTITION)) if name.startswith(PARTITION) else None
-    except ValueError:
-        return None
 
 
 class _Footer(NamedTuple):

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.results.tables import CHANGES, INDICES, PARCELS, REGION_AREAS, SEASONS, SERIES
+from pipeline.results.tables import CHANGES, INDICES, PARCELS, PARTITION, REGION_AREAS, SEASONS, SERIES
 
 DAILY = {"parcels": PARCELS, "indices": INDICES, "areas": REGION_AREAS}  # a folder a date: date=YYYY-MM-DD
 WHOLE = {"series": SERIES, "seasons": SEASONS, "changes": CHANGES}
@@ -25,7 +25,6 @@ PLACES = {
     for name, key, more in (("parcel_geometry", "parcel_id", [("district_id", pa.string())]), ("districts", "district_id", []))
 }
 TABLES = tuple(DAILY) + tuple(WHOLE) + tuple(PLACES)
-PARTITION = "date="
 SETTINGS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}  # nothing is downloaded
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import shapely
 
 from pipeline.imagery import storage
+from pipeline.imagery.pixel_space import from_pixels
 from pipeline.imagery.raster import Grid
 from pipeline.imagery.storage import Place
 from pipeline.results.region_dates import DatedScene
 
 NEAR_PX = 1e-3
-EDGE_PIECES = 64  # of a side of a scene, before it is taken to another CRS
 
 
 def write_index(scenes: Sequence[DatedScene], layer: str, target: Path) -> None:
@@ -28,7 +28,7 @@ def write_index(scenes: Sequence[DatedScene], layer: str, target: Path) -> None:
     import pyogrio
 
     first = scenes[0].scene.grid
-    outlines = [_outline(dated, layer).to_crs(first.crs)[0] for dated in scenes]
+    outlines = [_outline(dated, first.crs or "") for dated in scenes]
     frame = geopandas.GeoDataFrame(
         {"location": [_href(dated, f"{layer}.tif") for dated in scenes], "rank": list(range(len(scenes)))}, geometry=outlines, crs=first.crs
     )
@@ -52,21 +52,11 @@ def _extent(first: Grid, outlines: Sequence[shapely.Polygon]) -> dict[str, str]:
     return {"MINX": repr(min(x, far_x)), "MAXX": repr(max(x, far_x)), "MINY": repr(min(y, far_y)), "MAXY": repr(max(y, far_y))}
 
 
-def _outline(dated: DatedScene, layer: str) -> Any:
-    """The outline of a scene's raster, in its own CRS and in short pieces."""
-    import geopandas
-
-    plan = dated.ledger.plan()
-    assert plan is not None
-    window, grid = plan.region.window, dated.scene.grid
-    corners = [
-        grid.affine * (col, row)
-        for col, row in (
-            (window.col, window.row), (window.cols.stop, window.row), (window.cols.stop, window.rows.stop), (window.col, window.rows.stop)
-        )
-    ]  # fmt: skip
-    outline = geopandas.GeoSeries([shapely.Polygon(corners)], crs=grid.crs)
-    return outline.segmentize(outline.length.max() / 4 / EDGE_PIECES)
+def _outline(dated: DatedScene, crs: str) -> shapely.Geometry:
+    """The outline of a scene's region in a CRS."""
+    window, grid = dated.plan.region.window, dated.scene.grid
+    box = shapely.box(window.col, window.row, window.cols.stop, window.rows.stop)
+    return from_pixels(np.array([box]), crs, grid)[0]
 
 
 def _href(dated: DatedScene, name: str) -> str:

@@ -29,7 +29,7 @@ from pipeline.results.peers import find_peers
 from pipeline.results.phenology import UNKNOWN, Phenology, PhenologySettings, find_season
 from pipeline.results.region_dates import is_current, publish_table, table_of
 from pipeline.results.seasons import SeasonClass, SeasonSettings, SeasonWindow, days_since
-from pipeline.results.tables import CHANGES, MONITORING_SCHEMA_VERSION, SEASONS, SERIES
+from pipeline.results.tables import CHANGES, MONITORING_SCHEMA_VERSION, SEASONS, SERIES, monitoring_writer
 
 METHOD = 1  # raised where the same input gives other rows than before
 LEAD_IN_DAYS = 365  # before a season, from which parcels have a history
@@ -94,7 +94,7 @@ def write_over_time(results: Place, region: str, settings: OverTimeSettings, mod
     with tempfile.TemporaryDirectory(prefix=".over-time-", dir=storage.workshop(results)) as shop:
         finished = {kind: Path(shop, f"{kind}.parquet") for kind in TABLES}
         _write_curves(history, settings, rows, finished["series"], finished["seasons"])
-        with rows.writer(CHANGES, finished["changes"]) as changes:
+        with monitoring_writer(finished["changes"], CHANGES, input_id) as changes:
             rows.write_changes(changes, history, flips, drops)
         for kind, table in wanted.items():
             publish_table(table, input_id, partial(os.replace, finished[kind]))
@@ -128,7 +128,10 @@ def _drops(history: History, region: Region, settings: ChangeSettings) -> Drops:
 
 def _write_curves(history: History, settings: OverTimeSettings, rows: Rows, series_path: Path, seasons_path: Path) -> None:
     """Series and seasons, some parcels at a time: no more curves are in memory at once."""
-    with rows.writer(SERIES, series_path) as series, rows.writer(SEASONS, seasons_path) as seasons:
+    with (
+        monitoring_writer(series_path, SERIES, rows.input_id) as series,
+        monitoring_writer(seasons_path, SEASONS, rows.input_id) as seasons,
+    ):
         if not len(history.days_T):
             return
         decided = [evidence.decide() for evidence in history.evidence]

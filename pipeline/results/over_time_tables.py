@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from pipeline.results.curves import Curves
 from pipeline.results.history import History
 from pipeline.results.phenology import STATES, Phenology
 from pipeline.results.seasons import SeasonClass
-from pipeline.results.tables import CHANGES, MONITORING_SCHEMA_VERSION, ROW_GROUP, SEASONS, SERIES, file_settings
+from pipeline.results.tables import CHANGES, ROW_GROUP, SEASONS, SERIES
 
 DECIMALS = 4  # of values of the index: what is finer is noise, and does not compress
 
@@ -42,14 +40,6 @@ class Rows:
     model_id: str
     input_id: str
     classes: list[tuple[int, str]]
-
-    @contextmanager
-    def writer(self, schema: pa.Schema, path: Path) -> Iterator[pq.ParquetWriter]:
-        """A table that is written part by part."""
-        settings = {key: value for key, value in file_settings(schema).items() if key != "row_group_size"}
-        metadata = {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": self.input_id}
-        with pq.ParquetWriter(path, schema.with_metadata(metadata), **settings) as writer:
-            yield writer
 
     def write(self, writer: pq.ParquetWriter, schema: pa.Schema, parcel: np.ndarray, columns: Mapping[str, Any]) -> None:
         """Append rows of the parcels at these positions; what all rows share, and null where nothing is said, is added."""

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.imagery.catalogue import parse_datetime
 from pipeline.imagery.raster import Scene
-from pipeline.results.tables import INDICES, PARCELS, parse_datetime
+from pipeline.results.tables import INDICES, PARCELS
 from pipeline.results.weighted import STATISTICS
 from pipeline.results.zonal import KNOWN, STATES, ParcelStatistics
 

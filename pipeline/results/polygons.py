@@ -40,7 +40,6 @@ STRIP_PIXELS = 2**21  # 50 to 120 MiB while a strip is worked on, by how much it
 POLYGON_BYTES = 600 * 2**20  # of a worker that makes them, as measured (tests/benchmarks/RESULTS.md), beside what it segments with
 ROW_GROUP = 2**15
 MOST_VERTICES = 2**20  # of the rows made at once
-FOOTER_END = 8  # bytes of a Parquet file: the length of its footer, and PAR1
 LENGTH_QUANTUM_M = 2.0**-20  # lengths are summed in whole numbers, in whatever order
 
 
@@ -59,8 +58,8 @@ class PolygonOptions:
 def polygons_made_from(path: Place) -> tuple[str, PolygonOptions] | None:
     """The input and the options that a file of polygons was made from; None where there is none."""
     try:
-        footer = int.from_bytes(storage.end_of(path, FOOTER_END)[:4], "little") + FOOTER_END
-        metadata = pq.read_metadata(pa.BufferReader(storage.end_of(path, footer))).metadata or {}
+        with storage.sought(path) as file:
+            metadata = pq.read_metadata(file).metadata or {}
         return metadata[b"input_id"].decode(), PolygonOptions(**json.loads(metadata[b"options"]))
     except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError):
         return None

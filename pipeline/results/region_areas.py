@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from pipeline.geometry.areas import ground_areas
 from pipeline.geometry.windows import BLOCK, Window, cells
+from pipeline.imagery.pixel_space import from_pixels, to_pixels
 from pipeline.imagery.raster import Grid, grid_of, opened_dataset
 from pipeline.imagery.reader import WARP_TOLERANCE_PX
 from pipeline.imagery.storage import Place
@@ -28,7 +29,6 @@ from pipeline.results.tables import REGION_AREAS
 if TYPE_CHECKING:
     import geopandas
 
-EDGE_PIECES = 64  # into which the side of a footprint is cut before it is taken to another CRS
 STRIP_PX = 2**25  # of a mask, held at once
 
 
@@ -59,7 +59,7 @@ def count_region(masks: Sequence[Place], districts: Districts, classes: int, aoi
         opened = [stack.enter_context(opened_dataset(mask)) for mask in masks]
         for number, dataset in enumerate(opened):
             grid = grid_of(dataset)
-            polygons = _in_pixels(districts.polygons, grid) if districts.ids else []
+            polygons = _in_pixels(districts.polygons, grid) if districts.ids else np.empty(0, object)
             inside = None if aoi is None else _in_pixels(aoi, grid)
             earlier = [(other, outline) for other in opened[:number] if (outline := _outline(grid_of(other), grid)) is not None]
             views = [stack.enter_context(_on_grid(other, grid)) for other, _ in earlier]
@@ -71,8 +71,8 @@ def count_region(masks: Sequence[Place], districts: Districts, classes: int, aoi
 
 
 def _count_strip(
-    total: Counts, dataset: DatasetReader, grid: Grid, window: Window, polygons: Sequence[Any], views: Sequence[WarpedVRT],
-    outlines: Sequence[shapely.Geometry], inside: Sequence[shapely.Geometry] | None,
+    total: Counts, dataset: DatasetReader, grid: Grid, window: Window, polygons: np.ndarray, views: Sequence[WarpedVRT],
+    outlines: Sequence[shapely.Geometry], inside: np.ndarray | None,
 ) -> None:  # fmt: skip
     """Add a strip of a mask to `total`, in place."""
     area = RasterioWindow(window.col, window.row, window.width, window.height)
@@ -88,8 +88,9 @@ def _count_strip(
         seen_HW &= geometry_mask(inside, out_shape=mask_HW.shape, transform=at, invert=True)
     none = len(total.seen_m2_D) - 1
     district_HW = np.full(mask_HW.shape, none, np.int32)
-    if len(polygons):
-        rasterize(zip(polygons, range(none), strict=True), out=district_HW, transform=at)
+    there = np.flatnonzero(~shapely.is_empty(polygons))
+    if len(there):
+        rasterize(zip(polygons[there], there.tolist(), strict=True), out=district_HW, transform=at)
     classes = total.pixels_DK.shape[1]
     counted_HW = (mask_HW < classes) & ~taken_HW
     label_HW = np.where(counted_HW, district_HW * classes + mask_HW, total.pixels_DK.size)
@@ -108,18 +109,15 @@ def _on_grid(dataset: DatasetReader, grid: Grid) -> WarpedVRT:
 
 def _outline(other: Grid, grid: Grid) -> shapely.Geometry | None:
     """The outline of another grid in (col, row) of this one; None where they do not meet."""
-    import geopandas
-
-    corners = [other.affine * corner for corner in ((0, 0), (other.width, 0), (other.width, other.height), (0, other.height))]
-    outline = geopandas.GeoSeries([shapely.Polygon(corners)], crs=other.crs)
-    (pixels,) = _in_pixels(outline.segmentize(outline.length.max() / 4 / EDGE_PIECES), grid)
-    return pixels if pixels.intersects(shapely.box(0, 0, grid.width, grid.height)) else None
+    (pixels,) = to_pixels(
+        from_pixels(np.array([shapely.box(0, 0, other.width, other.height)]), other.crs or "", other), other.crs or "", grid
+    )
+    return None if shapely.is_empty(pixels) else pixels
 
 
-def _in_pixels(polygons: geopandas.GeoSeries, grid: Grid) -> list[shapely.Geometry]:
-    a, b, c, d, e, f = tuple(~grid.affine)[:6]
-    placed = polygons.to_crs(grid.crs).to_numpy()
-    return list(shapely.transform(placed, lambda xy: np.column_stack([xy @ (a, b) + c, xy @ (d, e) + f])))
+def _in_pixels(polygons: geopandas.GeoSeries, grid: Grid) -> np.ndarray:
+    """Polygons in (col, row) of a grid; empty where they do not touch it."""
+    return to_pixels(polygons.to_numpy(), polygons.crs.to_wkt(), grid)
 
 
 def region_areas_table(counts: Counts, districts: Districts, bundle: Bundle, input_id: str) -> pa.Table:

@@ -13,21 +13,26 @@ from typing import Any
 
 from pipeline.errors import Unreadable
 from pipeline.imagery import storage
+from pipeline.imagery.catalogue import parse_datetime
 from pipeline.imagery.raster import Scene, check_unchanged
 from pipeline.imagery.storage import Place, Taken
 from pipeline.inference.ledger import SceneLedger
-from pipeline.results.tables import MONITORING_SCHEMA_VERSION, parse_datetime, table_input_id
+from pipeline.inference.plan import Plan
+from pipeline.results.tables import MONITORING_SCHEMA_VERSION, partition_of, table_input_id
 
 
 @dataclass(frozen=True)
 class DatedScene:
     """A scene whose mask is published, with what orders the scenes of a date."""
 
-    scene: Scene
+    plan: Plan
     ledger: SceneLedger
-    layers: tuple[str, ...]
     valid_share: float  # of the pixels of its region
     off_nadir: float | None  # degrees
+
+    @property
+    def scene(self) -> Scene:
+        return self.plan.scene
 
     @property
     def day(self) -> date:
@@ -63,7 +68,7 @@ def input_id_of(scenes: Sequence[DatedScene], made_with: Mapping[str, Any]) -> s
 def table_of(results: Place, kind: str, day: date | None, region: str) -> Place:
     """Where a table of a region lies: `kind` is parcels, indices, areas (of a date), series, seasons, changes, parcel_geometry..."""
     folder = results / kind
-    return (folder / f"date={day.isoformat()}" if day else folder) / f"{region}.parquet"
+    return (folder / partition_of(day) if day else folder) / f"{region}.parquet"
 
 
 def is_current(place: Place, input_id: str) -> bool:

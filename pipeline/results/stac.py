@@ -14,11 +14,11 @@ from rasterio.transform import Affine
 
 from pipeline.geometry.areas import to_lonlat
 from pipeline.imagery import storage
+from pipeline.imagery.catalogue import parse_datetime
 from pipeline.imagery.storage import Place
 from pipeline.inference.plan import Plan
 from pipeline.models.bundle import NODATA, Bundle
 from pipeline.results.polygons import PolygonOptions
-from pipeline.results.tables import parse_datetime
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",

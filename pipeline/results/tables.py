@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.imagery import storage
+from pipeline.imagery.catalogue import parse_datetime
 from pipeline.imagery.storage import Place
 
 if TYPE_CHECKING:  # they bring torch: seconds that who only reads tables should not wait
@@ -245,7 +247,21 @@ CHANGES = pa.schema([
 # GeoParquet 1.1 with a bbox column: every parcel of the region, in EPSG:4326, sorted by `parcel_id`; all other tables have that order.
 PARCEL_GEOMETRY_COLUMNS = ("parcel_id", "district_id", "area_m2", "geometry", "bbox")
 MONITORING_SCHEMA_VERSION = "1"  # in the metadata of each of these files
+PARTITION = "date="  # what the folder of a date's tables begins with
 ROW_GROUP = 50_000  # rows of these files: a parcel's rows are found in one or two groups by their least and greatest parcel_id
+
+
+def partition_of(day: date) -> str:
+    """The folder of a date's tables."""
+    return f"{PARTITION}{day.isoformat()}"
+
+
+def day_of(name: str) -> date | None:
+    """The date whose tables a folder of that name holds; None for another folder."""
+    try:
+        return date.fromisoformat(name.removeprefix(PARTITION)) if name.startswith(PARTITION) else None
+    except ValueError:
+        return None
 
 
 def file_settings(schema: pa.Schema) -> dict[str, Any]:
@@ -254,7 +270,15 @@ def file_settings(schema: pa.Schema) -> dict[str, Any]:
     Half the time and three quarters of the size of dictionaries of all columns (tests/benchmarks/RESULTS.md).
     """
     strings = [field.name for field in schema if pa.types.is_string(field.type)]
-    return {"compression": "zstd", "use_dictionary": strings, "row_group_size": ROW_GROUP}
+    return {"compression": "zstd", "use_dictionary": strings}
+
+
+@contextmanager
+def monitoring_writer(path: Path, schema: pa.Schema, input_id: str) -> Iterator[pq.ParquetWriter]:
+    """One of the tables of a monitoring, to be written part by part, with what it is made from in its metadata."""
+    metadata = {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id}
+    with pq.ParquetWriter(path, schema.with_metadata(metadata), **file_settings(schema)) as writer:
+        yield writer
 
 
 def areas_rows(plan: Plan, bundle: Bundle, total: Tally, input_id: str) -> list[dict[str, Any]]:
@@ -313,12 +337,9 @@ def write_monitoring(table: pa.Table, path: Path, input_id: str) -> None:
     Dictionaries, which hold a column of millions of equal strings in memory, are written as the strings they stand for.
     """
     fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in table.schema]
-    schema = pa.schema(fields, {"schema_version": MONITORING_SCHEMA_VERSION, "input_id": input_id})
-    settings = file_settings(schema)
-    rows = settings.pop("row_group_size")
-    with pq.ParquetWriter(path, schema, **settings) as file:
-        for start in range(0, table.num_rows, rows):
-            file.write_table(table.slice(start, rows).cast(schema), row_group_size=rows)
+    with monitoring_writer(path, pa.schema(fields), input_id) as writer:
+        for start in range(0, table.num_rows, ROW_GROUP):
+            writer.write_table(table.slice(start, ROW_GROUP).cast(writer.schema), row_group_size=ROW_GROUP)
 
 
 def publish_tables(out: Place, tables: Mapping[str, tuple[Iterable[dict[str, Any]], pa.Schema]]) -> None:
@@ -348,12 +369,3 @@ def table_input_id(path: Place) -> str | None:
     except (OSError, pa.ArrowInvalid):
         return None
     return metadata.get(b"input_id", b"").decode() or None
-
-
-def parse_datetime(text: str | None) -> datetime | None:
-    """ISO 8601 as a time in UTC; a time without a zone is taken as UTC; None for what is not a time."""
-    try:
-        when = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return when if when is None else when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)

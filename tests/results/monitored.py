@@ -19,7 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from pipeline.results.tables import CHANGES, INDICES, MONITORING_SCHEMA_VERSION, PARCELS, REGION_AREAS, SEASONS, SERIES, file_settings
+from pipeline.results.tables import (
+    CHANGES,
+    INDICES,
+    MONITORING_SCHEMA_VERSION,
+    PARCELS,
+    REGION_AREAS,
+    ROW_GROUP,
+    SEASONS,
+    SERIES,
+    file_settings,
+)
 
 NAMES = ("cereals", "grassland", "maize", "forest", "built-up", "rape", "water")
 COLOURS = ("#E0B84C", "#8CC26A", "#D9772B", "#1F6E3B", "#8B8F99", "#E8E05A", "#2F6FB0")
@@ -398,7 +408,7 @@ def _write(path: Path, schema: pa.Schema, chunks: Any, made: Monitored) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {**(schema.metadata or {}), "schema_version": MONITORING_SCHEMA_VERSION, "input_id": INPUT_ID}
     settings = {**file_settings(schema), **made.file}
-    rows = settings.pop("row_group_size")
+    rows = settings.pop("row_group_size", ROW_GROUP)
     with pq.ParquetWriter(path, schema.with_metadata(told), **settings) as writer:
         for columns in chunks:
             writer.write_table(pa.table([columns[name] for name in schema.names], schema=schema.with_metadata(told)), rows)

@@ -19,11 +19,12 @@ import pytest
 import rasterio
 
 from pipeline.geometry.windows import Window
+from pipeline.imagery.catalogue import parse_datetime
 from pipeline.imagery.region import Region
 from pipeline.inference.tally import Tally, add_up
 from pipeline.models.bundle import Bundle
 from pipeline.results.publish import published_rows, table_path
-from pipeline.results.tables import AREAS, areas_rows, parse_datetime, table_input_id, write_table
+from pipeline.results.tables import AREAS, areas_rows, table_input_id, write_table
 from tests.results.scenes import Done, class_bundle, publish, stripes, value_bundle
 
 CONTRACT = {
