@@ -29,8 +29,8 @@ from pipeline.imagery.storage import Place
 from pipeline.inference.ledger import SceneLedger, compare_dataset, describe_dataset
 from pipeline.inference.plan import Settings
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.models.rules import save_rules
-from pipeline.results.pinned import model_folder, read_current
+from pipeline.models.rules import ARCHITECTURE, save_rules
+from pipeline.results.pinned import model_folder, read_current, tables_folder
 from pipeline.results.region_dates import DatedScene, by_date
 
 
@@ -40,11 +40,12 @@ class Model:
 
     bundle: Bundle
     folder: Place
+    rules: Sequence[Mapping[str, Any]] = ()  # that the bundle is made of, where it is not written yet
 
     @property
     def results(self) -> Place:
         """Where its tables of the region are."""
-        return self.folder / "monitoring"
+        return tables_folder(self.folder)
 
 
 @dataclass
@@ -66,32 +67,43 @@ class Seen:
 
 def model_of(watch: Watch, out: Place) -> Model:
     """The model that the config names: a bundle, or one made of its rules. Raises Refused."""
-    if watch.model is not None:
-        bundle = load_bundle(watch.model)
-        if bundle.target:
-            raise Refused(f"{watch.model}: predicts a number a pixel; a region is watched with classes")
-        return Model(bundle, model_folder(out, bundle.model_id))
-    return rules_model(watch.rules, out)
+    return rules_model(watch.rules, out) if watch.model is None else bundle_model(watch.model, out)
+
+
+def bundle_model(path: str, out: Place) -> Model:
+    """A bundle that predicts classes. Raises Refused."""
+    bundle = load_bundle(path)
+    if bundle.target:
+        raise Refused(f"{path}: predicts a number a pixel; a region is watched with classes")
+    return Model(bundle, model_folder(out, bundle.model_id))
 
 
 def rules_model(rules: Sequence[Mapping[str, Any]], out: Place) -> Model:
-    """The bundle of some rules, kept in the folder of its data set in OUT. Raises Refused."""
+    """The bundle of some rules, which belongs into the folder of its data set in OUT: `kept` writes it. Raises Refused."""
     if (current := read_current(out)) and storage.is_file(model_folder(out, current.model_id) / "model" / "model.json"):
         place = model_folder(out, current.model_id)
         bundle = load_bundle(place / "model")
         if bundle.provenance.get("rules") == [dict(entry) for entry in rules]:
             return Model(bundle, place)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-        model_id = save_rules(Path(folder, "model"), rules).model_id
-    place = model_folder(out, model_id)
-    if not storage.is_file(place / "model" / "model.json"):
-        save_rules(place / "model", rules)
-    return Model(load_bundle(place / "model"), place)
+        bundle = save_rules(Path(folder, "model"), rules)
+    place = model_folder(out, bundle.model_id)
+    return Model(replace(bundle, path=str(place / "model")), place, rules)
+
+
+def kept(model: Model) -> Model:
+    """The model, its bundle written to where workers load it if it is made of rules."""
+    if not model.rules:
+        return model
+    place = model.folder / "model"
+    if not storage.is_file(place / "model.json"):
+        save_rules(place, model.rules)
+    return Model(load_bundle(place), model.folder)
 
 
 def request_for(watch: Watch, model: Model, access: Mapping[str, str]) -> Request:
     """How the scenes of a region are segmented: rules in fp32, at whose steps a rounding would be a class."""
-    rules = watch.model is None
+    rules = model.bundle.architecture == ARCHITECTURE
     layers = ("mask",) if rules else ("mask", "confidence")
     return Request(out=model.folder, settings=Settings(precision="fp32" if rules else watch.precision, layers=layers), access=access)
 

@@ -56,14 +56,7 @@ class Watch:
 
 def read_watch(place: Place) -> Watch:
     """Read and check a config. Raises Refused in one line that names the key and the fix."""
-    try:
-        content = yaml.safe_load(storage.read(place))
-    except FileNotFoundError:
-        raise Refused(f"{place}: no such file (--config)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(f"{place}: is not valid YAML ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, dict):
-        raise Refused(f"{place}: must hold {', '.join(NEEDED)} and a model or rules")
+    content = read_yaml(place)
     if unknown := sorted(map(str, content.keys() - KEYS)):
         raise Refused(f"{place}: {unknown[0]}: no such key; there are {', '.join(sorted(KEYS))}")
     if missing := [key for key in NEEDED if not content.get(key)]:
@@ -72,6 +65,19 @@ def read_watch(place: Place) -> Watch:
         return _watch(content, place)
     except Refused as error:
         raise Refused(f"{place}: {error}") from None
+
+
+def read_yaml(place: Place) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises Refused."""
+    try:
+        content = yaml.safe_load(storage.read(place))
+    except FileNotFoundError:
+        raise Refused(f"{place}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"{place}: is not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict):
+        raise Refused(f"{place}: must hold keys and values, as README.md lists them")
+    return content
 
 
 def _watch(content: dict[str, Any], place: Place) -> Watch:
@@ -102,7 +108,7 @@ def _watch(content: dict[str, Any], place: Place) -> Watch:
             tuple(map(str, texts["collections"])), _clouds(content.get("clouds")), tuple(map(str, texts["bands"])),
         ),
         area=area, lookback_days=_number(content, "lookback_days", 1, 10_000),
-        minimum_valid_share=float(_number(content, "minimum_valid_share", 0.0, 1.0) or 0.5),
+        minimum_valid_share=float(_number(content, "minimum_valid_share", 0.0, 1.0, default=0.5)),
         precision=str(content.get("precision", "auto")),
         over_time=OverTimeSettings.parse({key: _mapping(content, key) for key in ("curve", "season", "changes") if content.get(key)}),
     )  # fmt: skip
@@ -140,8 +146,8 @@ def parse_day(key: str, said: str) -> date:
         raise Refused(f"{key} {said}: must be a date such as 2017-04-30") from None
 
 
-def _number(content: Mapping[str, Any], key: str, low: float, high: float) -> Any:
-    said = content.get(key)
+def _number(content: Mapping[str, Any], key: str, low: float, high: float, default: float | None = None) -> Any:
+    said = default if content.get(key) is None else content[key]
     if said is not None and (isinstance(said, bool) or not isinstance(said, type(low) | int) or not low <= said <= high):
         raise Refused(f"{key} {said!r}: must be a number from {low} to {high}")
     return said
@@ -160,14 +166,9 @@ def _indices(said: Any) -> dict[str, Expression]:
 def _clouds(said: Any) -> tuple[str, tuple[int, ...]] | None:
     if said is None:
         return None
-    hidden = said.get("hidden") if isinstance(said, dict) else None
-    if (
-        not isinstance(said, dict)
-        or not said.get("asset")
-        or not isinstance(hidden, list)
-        or not all(type(value) is int for value in hidden)
-    ):
+    asset, hidden = (said.get("asset"), said.get("hidden")) if isinstance(said, dict) else (None, None)
+    if not asset or not isinstance(hidden, list) or not all(type(value) is int for value in hidden):
         raise Refused(
             "clouds: needs the asset that tells clouds from ground and the values that are hidden: {asset: scl, hidden: [3, 8, 9]}"
         )
-    return str(said["asset"]), tuple(hidden)
+    return str(asset), tuple(hidden)

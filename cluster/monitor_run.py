@@ -6,27 +6,23 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from types import TracebackType
 from typing import Any
 
-import yaml
-
-from cluster.monitor import Model, Seen, dated_scenes, look, model_of, request_for, rules_model, segment_new
-from cluster.monitor_config import Watch
+from cluster.job import DONE, FAILED_ON_DATA
+from cluster.monitor import Model, Seen, bundle_model, dated_scenes, kept, look, model_of, request_for, rules_model, segment_new
+from cluster.monitor_config import Watch, read_yaml
 from cluster.monitor_tables import Made, due, make_dates, make_over_time, read_ground
 from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 from pipeline.inference.plan import software
-from pipeline.models.bundle import load_bundle
 from pipeline.results.comparison import cross
 from pipeline.results.mirror import mirror_tables
-from pipeline.results.pinned import LENGTH, check_pinned, find_model, model_folder, note_model, pin, read_current, switch
+from pipeline.results.pinned import LENGTH, check_pinned, find_model, model_folder, note_model, pin, read_current, switch, tables_folder
 from pipeline.results.tables import day_of
 
-DONE, FAILED_ON_DATA = 0, 3
 SCHEMA_VERSION = 1
 SHOWN = 10  # lines of a kind
 
@@ -41,6 +37,7 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
     with Record(watch, model) as record:
         request = request_for(watch, model, access)
         seen = _looked(watch, model, access)
+        model = kept(model)
         pin(watch.output, model.bundle)
         works = segment_new(seen, model, request, watch)
         dates = dated_scenes(seen)
@@ -128,16 +125,16 @@ def promote(watch: Watch, candidate: str, access: Mapping[str, str]) -> int:
         raise Refused(f"{candidate}: is the model in charge")
     ours = model_of(watch, out)
     check_pinned(out, ours.bundle)
-    its = replace(watch, model=trial.bundle.path, rules=()) if trial.bundle.architecture != "index_rules" else replace(watch, model=None)
-    note_model(out, trial.bundle)
     ground = read_ground(watch)
     with Record(watch, trial) as record:
-        request = request_for(its, trial, access)
-        seen = look(its, trial, request)
-        works = segment_new(seen, trial, request, its)
+        request = request_for(watch, trial, access)
+        seen = look(watch, trial, request)
+        trial = kept(trial)
+        note_model(out, trial.bundle)
+        works = segment_new(seen, trial, request, watch)
         dates = dated_scenes(seen)
-        made = make_dates(its, trial, seen, ground, dates)
-        make_over_time(its, trial, ground, made)
+        made = make_dates(watch, trial, seen, ground, dates)
+        make_over_time(watch, trial, ground, made)
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         record.end(code, seen, made, [work.plan.scene.scene_id for work in works])
     mine = look(watch, ours, request_for(watch, ours, access))
@@ -158,14 +155,11 @@ def promote(watch: Watch, candidate: str, access: Mapping[str, str]) -> int:
 def _candidate(said: str, out: Place) -> Model:
     """A bundle, or the rules of a YAML file. Raises Refused."""
     if not said.endswith((".yaml", ".yml")):
-        bundle = load_bundle(said)
-        if bundle.target:
-            raise Refused(f"{said}: predicts a number a pixel; a region is watched with classes")
-        return Model(bundle, model_folder(out, bundle.model_id))
-    content = yaml.safe_load(storage.read(storage.place_of(said)))
-    if not isinstance(content, dict) or not content.get("rules"):
+        return bundle_model(said, out)
+    rules = read_yaml(storage.place_of(said)).get("rules")
+    if not rules:
         raise Refused(f"{said}: holds no rules")
-    return rules_model(content["rules"], out)
+    return rules_model(rules, out)
 
 
 def _print_comparison(told: Mapping[str, Any], scenes: int) -> None:
@@ -190,7 +184,7 @@ def switch_back(watch: Watch, said: str) -> int:
     if current and current.model_id == model_id:
         print(f"{model_id[:LENGTH]} is in charge already")
         return DONE
-    its = model_folder(out, model_id) / "monitoring"
+    its = tables_folder(model_folder(out, model_id))
     lacking = sorted(set(_days_there(out / "results", watch.region)) - set(_days_there(its, watch.region)))
     if lacking:
         raise Refused(

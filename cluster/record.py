@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from cluster.environment import without_access
+from cluster.job import DONE, FAILED_ON_DATA
 from cluster.scenes import SceneWork
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place, Remote
@@ -22,7 +23,7 @@ from pipeline.inference.stages import events
 from pipeline.models.bundle import Bundle
 
 SCHEMA_VERSION = 1
-OUTCOMES = {0: "done", 1: "error", 2: "refused", 3: "failed on data"}
+OUTCOMES = {DONE: "done", FAILED_ON_DATA: "failed on data"}
 
 
 class RunRecord:

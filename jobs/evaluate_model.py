@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rasterio.errors import NotGeoreferencedWarning
-
 from cluster.environment import add_access, use_access
-from pipeline.errors import Refused, Unreadable, one_line
+from cluster.job import DONE, FAILED_ON_DATA, lasting_place, run_job
+from pipeline.errors import Refused, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
@@ -42,7 +39,6 @@ from pipeline.training.splits import held_out_of
 from pipeline.training.targets import Numbers
 from pipeline.training.value_scoring import common_target, evaluate_values
 
-DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
 SHOWN = ("accuracy", "mean_iou", "mean_f1", "frequency_weighted_iou", "kappa", "mean_boundary_f1", "expected_calibration_error")
 OpenData = Callable[[Bundle], Sequence[LabelledScene]]
 EXAMPLE = """example:
@@ -55,28 +51,14 @@ exit code: 0 all done; 2 refused before work began; 3 scenes could not be read, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return evaluate_model(parse(arguments))
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except Unreadable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED_ON_DATA
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return ERROR
-    except (RuntimeError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return ERROR
+    return run_job(lambda: evaluate_model(parse(arguments)), lambda: "nothing was written")
 
 
 def evaluate_model(options: argparse.Namespace) -> int:
     """From bundles and labelled data to tables and a page."""
     check_precision(options.precision)
     use_access(options)
+    out = lasting_place(options.output)
     bundles = load_bundles(options.bundles)
     if options.into_bundle:
         for bundle in bundles.values():
@@ -92,7 +74,6 @@ def evaluate_model(options: argparse.Namespace) -> int:
         )  # fmt: skip
         return found if options.all else held_out_of(found, splits)
 
-    out = storage.place_of(options.output)
     with working_folder(out) as folder:
         skipped = (write_values if of_numbers else write_classes)(options, bundles, open_data, folder, out)
     for scene, reason in skipped.items():

@@ -9,23 +9,18 @@ For a scheduler: run it as often as you like. It does what is new, and nothing w
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rasterio.errors import NotGeoreferencedWarning
-
-from cluster.environment import add_access, in_submitted_job, use_access
+from cluster.environment import add_access, use_access
+from cluster.job import AGAIN, check_lasting, run_job
 from cluster.monitor_config import Watch, parse_day, read_watch
 from cluster.monitor_run import print_plan, promote, switch_back, watch_region
-from pipeline.errors import Refused, one_line
+from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 
-DONE, ERROR, REFUSED = 0, 1, 2
 EXAMPLE = """example:
   python jobs/monitor_crops.py --config jobs/demo/season/monitor.yaml --until 2016-06-30
 
@@ -35,19 +30,7 @@ tried again next time; 1 anything else, interruption included"""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return monitor_crops(parse(arguments))
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print("interrupted: start the same command again to finish what is missing", file=sys.stderr)
-        return ERROR
-    except (RuntimeError, OSError) as error:
-        print(f"error: {one_line(error)}; start the same command again to finish what is missing", file=sys.stderr)
-        return ERROR
+    return run_job(lambda: monitor_crops(parse(arguments)), lambda: AGAIN, again=True)
 
 
 def monitor_crops(options: argparse.Namespace) -> int:
@@ -92,11 +75,8 @@ def read_request(options: argparse.Namespace) -> Watch:
     if asked.since and asked.until and asked.since > asked.until:
         raise Refused(f"--since {asked.since} is after --until {asked.until}")
     if options.output:
-        if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
-            raise Refused(
-                f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path"
-            )
         watch = replace(watch, output=storage.place_of(options.output))
+    check_lasting(f"--output {options.output}" if options.output else f"{options.config}: output", watch.output)
     return replace(watch, asked=asked, lookback_days=None if options.backfill else watch.lookback_days)
 
 

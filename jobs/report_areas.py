@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 
 from cluster.environment import add_access, use_access
-from pipeline.errors import Refused, Unreadable, one_line
+from cluster.job import DONE, lasting_place, run_job
+from pipeline.errors import Refused, one_line
 from pipeline.imagery import storage
 from pipeline.results.answers import FORMS, PRINTED, write_answer
 from pipeline.results.monitoring import listed, open_monitoring
 from pipeline.results.query import asked, read_queries
 
-DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
 EXAMPLE = """example:
   python jobs/report_areas.py season --output season.html
   python jobs/report_areas.py season --query districts_by_change --since 2017-04-01 --format csv > districts.csv
@@ -33,47 +32,35 @@ exit code: 0 done; 2 refused: no such query, parcel, class or results; 3 results
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return report_areas(parse(arguments))
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except Unreadable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED_ON_DATA
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return ERROR
-    except BrokenPipeError:  # who reads has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except (RuntimeError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return ERROR
+    return run_job(lambda: report_areas(parse(arguments)), lambda: "nothing was written")
 
 
 def report_areas(options: argparse.Namespace) -> int:
     """Write the page, list the questions, or answer one."""
-    if options.query == "":
-        print_queries()
-        return DONE
     use_access(options)
-    return report(options) if options.query is None else answer(options)
+    try:
+        if options.query is None:
+            report(options)
+        elif options.query == "":
+            print_queries()
+        else:
+            answer(options)
+    except BrokenPipeError:  # who reads has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
 
 
-def report(options: argparse.Namespace) -> int:
+def report(options: argparse.Namespace) -> None:
     """Write the page."""
     for name in ("parcel", "since", "until", "class", "format"):
         if getattr(options, name) is not None:
             raise Refused(f"--{name}: is of a question: say which with --query NAME")
+    place = lasting_place(options.output or "report.html")
     monitoring = open_monitoring(storage.place_of(options.out), options.of)
     from pipeline.results.monitoring_report import write_report  # seconds to import, which a question should not wait
 
-    place = storage.place_of(options.output or "report.html")
     write_report(monitoring, place, datetime.now(UTC))
     print(f"open {place}")
-    return DONE
 
 
 def print_queries() -> None:
@@ -83,7 +70,7 @@ def print_queries() -> None:
         print(f"{query.name:{width}s}  {query.about}")
 
 
-def answer(options: argparse.Namespace) -> int:
+def answer(options: argparse.Namespace) -> None:
     """Ask one question, and print or write what was answered."""
     queries = read_queries()
     if options.query not in queries:
@@ -91,14 +78,14 @@ def answer(options: argparse.Namespace) -> int:
     form = options.format or form_of(options.output)
     if form == "parquet" and options.output is None:
         raise Refused("--format parquet: is not for a terminal: say where with --output FILE")
+    place = lasting_place(options.output) if options.output else None
     monitoring = open_monitoring(storage.place_of(options.out), options.of)
     values = {"parcel": options.parcel, "since": options.since, "until": options.until, "class": getattr(options, "class")}
     with asked(monitoring, queries[options.query], values) as found:
-        if options.output:
-            write_answer(found, form, storage.place_of(options.output))
+        if place:
+            write_answer(found, form, place)
         else:
             PRINTED[form](found, sys.stdout)
-    return DONE
 
 
 def form_of(output: str | None) -> str:

@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rasterio.errors import NotGeoreferencedWarning
-
-from cluster.environment import add_access, in_submitted_job, secure_embedded_ray, use_access
+from cluster.environment import add_access, secure_embedded_ray, use_access
+from cluster.job import AGAIN, DONE, FAILED_ON_DATA, lasting_place, run_job
 from cluster.progress import clock
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, open_scenes, plan_scene, planned_before, published_ledger
@@ -45,7 +42,6 @@ from pipeline.results.scene_parcels import check_parcels, publish_parcels
 from pipeline.results.summary import summary
 from pipeline.results.zonal import Coverages
 
-DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
 WINDOWS_SHOWN = 10
 EXAMPLE = """example:
   python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
@@ -56,19 +52,7 @@ exit code: 0 all done; 2 refused before work began; 3 scenes or windows failed o
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the scene's notes say it, once
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return segment_region(parse(arguments))
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print("interrupted: start the same command again to finish what is missing", file=sys.stderr)
-        return ERROR
-    except (RuntimeError, OSError) as error:
-        print(f"error: {one_line(error)}; start the same command again to finish what is missing", file=sys.stderr)
-        return ERROR
+    return run_job(lambda: segment_region(parse(arguments)), lambda: AGAIN, again=True)
 
 
 def segment_region(options: argparse.Namespace) -> int:
@@ -165,8 +149,7 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
     if options.mpp is not None:
         raise Refused("--mpp is not supported yet")
     check_precision(options.precision)
-    if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
-        raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
+    out = lasting_place(options.output)
     if options.memory is not None and not options.memory > 0:
         raise Refused(f"--memory {options.memory:g}: must be above 0 GB")
     asked = [layer.strip() for layer in (options.save or bundle.layer).split(",")]
@@ -177,7 +160,7 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
         shard=number("shard", options.shard), layers=layers,
     )  # fmt: skip
     return Request(
-        out=storage.place_of(options.output), settings=settings, workers=number("workers", options.workers),
+        out=out, settings=settings, workers=number("workers", options.workers),
         batch=number("batch", options.batch), memory_bytes=int(options.memory * 1e9) if options.memory else None,
         fresh=options.fresh, accept_partial=options.accept_partial, polygons=polygons, access=access,
     )  # fmt: skip

@@ -11,21 +11,19 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from rasterio.errors import NotGeoreferencedWarning
 
-from cluster.environment import add_access, in_submitted_job, ray_address, secure_embedded_ray, use_access, without_access
+from cluster.environment import add_access, ray_address, secure_embedded_ray, use_access, without_access
+from cluster.job import DONE, REFUSED, lasting_place, run_job
 from cluster.progress import bar
-from pipeline.errors import Refused, Unreadable, one_line
+from pipeline.errors import Refused, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.formats import ALLOW_VRT
 from pipeline.imagery.storage import Place
@@ -39,7 +37,6 @@ from pipeline.training.loop import CLASS_METRICS, OPTIMISERS, SCHEDULES, VALUE_M
 from pipeline.training.losses import SQUARED_ERROR
 from pipeline.training.prepare import Request, describe, draw_check, prepare
 
-DONE, ERROR, REFUSED = 0, 1, 2
 CHECKPOINTS = "checkpoints"  # in the folder beside the bundle, until the training is done
 LINE_EVERY_S, BAR_EVERY_S = 30.0, 0.5
 EXAMPLE = """examples:
@@ -61,11 +58,10 @@ trained on; 1 anything else, interruption included"""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code. What is wrong with the input is one line on standard error."""
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(words)
-    try:
+
+    def work() -> int:
         if options.list:
             print("\n".join(table()))
         elif options.epochs == 0:
@@ -73,15 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             train_model(options, words)
         return DONE
-    except (Refused, Unreadable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print(f"interrupted: {what_is_left(options)}", file=sys.stderr)
-        return ERROR
-    except (RuntimeError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return ERROR
+
+    return run_job(work, lambda: what_is_left(options), unreadable=REFUSED)
 
 
 def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
@@ -115,12 +104,11 @@ def train_model(options: argparse.Namespace, words: Sequence[str]) -> None:
 
 def read_request(options: argparse.Namespace, words: Sequence[str]) -> Request:
     """The options as a request. Raises Refused, naming the option."""
-    if in_submitted_job() and "://" not in options.output and not os.path.isabs(options.output):
-        raise Refused(f"--output {options.output}: is relative, and would be lost with Ray's copy of this folder: give an absolute path")
+    output = lasting_place(options.output)
     asked = {item.name: getattr(options, item.name) for item in fields(Recipe) if item.name != "augment"}
     Augmentation.parse(options.augment or "none")
     return Request(
-        architecture=options.architecture, arguments=dict(options.argument), data=options.data, output=storage.place_of(options.output),
+        architecture=options.architecture, arguments=dict(options.argument), data=options.data, output=output,
         recipe=Recipe(**asked), labels=options.labels, classes=options.classes, class_column=options.class_column, ignored=options.ignore,
         trusted=options.allow_vrt,
         bands=options.bands.split(",") if options.bands else None, validation=options.validation, test=options.test, block=options.block,

@@ -29,6 +29,11 @@ def model_folder(out: Place, model_id: str) -> Place:
     return out / "models" / model_id[:LENGTH]
 
 
+def tables_folder(folder: Place) -> Place:
+    """Where the tables of the regions are in a model's data set."""
+    return folder / "monitoring"
+
+
 def read_current(out: Place) -> Current | None:
     """The model in charge; None where nothing was watched yet. Raises Refused for a file that is no such thing."""
     place = out / "current.json"

@@ -171,7 +171,7 @@ def test_dates_are_chosen_and_a_dry_run_does_nothing(archive: Archive, capsys: p
     for day in ("2017-05-01", "2017-05-11", "2017-05-21"):
         archive.add(day)
     assert archive.run("--dry-run") == 0
-    assert "3 new scene(s)" in capsys.readouterr().out and not (archive.out / "current.json").exists()
+    assert "3 new scene(s)" in capsys.readouterr().out and files(archive.out) == {}
     assert archive.run("--since", "2017-05-02", "--until", "2017-05-11") == 0
     assert archive.record()["dates"] == ["2017-05-11"]
     assert archive.run(lookback_days=1) == 0
@@ -224,6 +224,25 @@ def test_what_is_wrong_is_said_in_one_line(archive: Archive, capsys: pytest.Capt
     code = archive.run(**changes)
     said = capsys.readouterr().err
     assert code in (2, 3) and word in said and "Traceback" not in said
+    assert code == 3 or files(archive.out) == {}, "a run that is refused leaves nothing behind"
+
+
+def test_a_candidate_that_is_no_model_is_refused_and_leaves_nothing(archive: Archive, capsys: pytest.CaptureFixture[str]):
+    archive.add("2017-05-01")
+    assert archive.run() == 0
+    before = files(archive.out)
+    (archive.folder / "broken.yaml").write_text("rules: [")
+    (archive.folder / "empty.yaml").write_text("region: valley")
+    stricter = [{"name": "green", "when": "nir >= 0.5"}, {"name": "bare"}]
+    (archive.folder / "other.yaml").write_text(json.dumps({"rules": stricter}))
+    tried = [("missing.yaml", "no such file", {}), ("broken.yaml", "not valid YAML", {}), ("empty.yaml", "holds no rules", {}),
+             ("other.yaml", "nothing.gpkg", {"parcels": "nothing.gpkg"})]  # fmt: skip
+    for name, word, changes in tried:
+        capsys.readouterr()
+        assert archive.run("--promote", str(archive.folder / name), **changes) == 2
+        said = capsys.readouterr().err
+        assert word in said and len(said.splitlines()) == 1
+    assert files(archive.out) == before
 
 
 def test_a_region_that_is_all_cloud_is_unknown_not_zero(archive: Archive):
