@@ -1,4 +1,4 @@
-"""How long a task may take before its actor is killed and the task is begun again."""
+"""How long a task may take before its actor is killed and the task is begun again, and how often it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ LEAST_S = 600.0  # whatever was measured: storage may stall for minutes and come
 TIMES = 10  # what the slowest shard took
 SLOWEST_SHARD = 10_000  # px/s, for the first shards: a U-Net 64..1024 in fp32 does 73,000 on one core (tests/benchmarks/RESULTS.md)
 SLOWEST_PUBLICATION = 10_000_000  # px/s: joining parts was measured at 6,473 million
+ATTEMPTS = 3  # to do a task, before it is given up
 
 
 class Deadlines:

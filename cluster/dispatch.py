@@ -12,10 +12,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.deadlines import ATTEMPTS
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery.storage import OUT_OF_REACH
 
-ATTEMPTS = 3
 IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 RETRY_READY_S = 0.5  # between questions to an actor that is being started again
 STALLED_S = 300.0  # without any actor that answers: give up

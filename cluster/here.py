@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.deadlines import ATTEMPTS
 from cluster.record import RunRecord
 from cluster.scenes import OpenedScene, Request, SceneWork, begin_scenes
 from pipeline.errors import Unreadable
@@ -19,7 +20,6 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.results.publish import publish_scene
 
-ATTEMPTS = 3
 LITTLE_PX = 4 * 2**20  # a few seconds of one core
 
 
@@ -75,4 +75,6 @@ def _attempt(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: 
         result = segmenter.segment(work.plan, shard, work.ledger, request.accept_partial, attempt)
         work.add(result)
         record.trace(result)
-    work.published = publish_scene(work.ledger, work.plan, segmenter.bundle, record.run_id, accept_partial=request.accept_partial)
+    work.published = publish_scene(
+        work.ledger, work.plan, segmenter.bundle, record.run_id, accept_partial=request.accept_partial, polygons=request.polygons
+    )

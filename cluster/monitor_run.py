@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from cluster.job import DONE, FAILED_ON_DATA
 from cluster.monitor import Model, Seen, bundle_model, dated_scenes, kept, look, model_of, request_for, rules_model, segment_new
 from cluster.monitor_config import Watch, read_yaml
 from cluster.monitor_tables import Made, due, make_dates, make_over_time, read_ground
+from cluster.record import OUTCOMES, new_run_id
 from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
@@ -50,6 +50,7 @@ def watch_region(watch: Watch, access: Mapping[str, str]) -> int:
         code = FAILED_ON_DATA if seen.failed or made.failed else DONE
         if works or made.days or changed or code:
             record.end(code, seen, made, [work.plan.scene.scene_id for work in works])
+            storage.sweep_old(watch.output)
     _tell(watch, seen, made, len(works), len(dates), changed=changed)
     return code
 
@@ -208,7 +209,7 @@ class Record:
     def __init__(self, watch: Watch, model: Model):
         now = datetime.now(UTC)
         self._began = time.monotonic()
-        self.run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.run_id = new_run_id(now)
         self._place = watch.output / "runs" / f"{self.run_id}.json"
         self._content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "kind": "monitoring", "region": watch.region,
@@ -226,7 +227,7 @@ class Record:
     def end(self, code: int, seen: Seen, made: Made, segmented: list[str]) -> None:
         """Write what came of the run."""
         self._write(
-            "failed on data" if code else "done", code, scenes_segmented=segmented, dates=[day.isoformat() for day in made.days],
+            OUTCOMES[code], code, scenes_segmented=segmented, dates=[day.isoformat() for day in made.days],
             dates_failed=made.failed, dates_kept=made.kept, scenes_failed=seen.failed, superseded=seen.superseded,
             scenes_outside=seen.outside,
         )  # fmt: skip

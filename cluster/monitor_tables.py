@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -150,8 +149,8 @@ def _make_date(
         put("indices", indices_table(ground.parcels.ids, found, opened, made))
     else:
         storage.remove(table_of(model.results, "indices", day, watch.region))  # of a config that had some
-    with tempfile.TemporaryDirectory(prefix=".mosaic-", dir=storage.workshop(folder)) as shop:
-        finished = Path(shop, f"{watch.region}.gti.gpkg")
+    with storage.temporary_folder(folder) as shop:
+        finished = shop / f"{watch.region}.gti.gpkg"
         write_index(scenes, "mask", finished)
         storage.publish(finished, folder / finished.name)
     storage.replace_json(collection, item_collection(scenes, input_id))

@@ -26,12 +26,17 @@ SCHEMA_VERSION = 1
 OUTCOMES = {DONE: "done", FAILED_ON_DATA: "failed on data"}
 
 
+def new_run_id(now: datetime) -> str:
+    """Runs in the order of their names are in that of their starts."""
+    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
 class RunRecord:
     """Created when work begins, replaced when it ends, however it ends; a run that is refused leaves none."""
 
     def __init__(self, out: Place, command: Sequence[str], bundle: Bundle, done: Sequence[str], refusals: Mapping[str, str]):
         now = datetime.now(UTC)
-        self.run_id = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.run_id = new_run_id(now)
         self._path = out / "runs" / f"{self.run_id}.json"
         self._trace = out / "traces" / self._path.name
         self._began, self._at = time.monotonic(), time.time()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -161,8 +160,8 @@ def working_folder(out: Place) -> Iterator[Path]:
     storage.check_writable(out)
     fresh = isinstance(out, Path) and not out.exists()
     try:
-        with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=storage.workshop(out)) as folder:
-            yield Path(folder)
+        with storage.temporary_folder(out) as folder:
+            yield folder
     finally:
         if fresh and isinstance(out, Path) and not any(out.iterdir()):
             out.rmdir()

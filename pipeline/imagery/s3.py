@@ -118,19 +118,19 @@ def look(place: Remote) -> Found | None:
 def read(place: Remote, size: int | None = None) -> bytes:
     """The bytes of an object, or the first `size` of them. Raises FileNotFoundError and other OSErrors."""
     with _told(place):
-        return _filesystem().cat_file(f"{place.bucket}/{place.key}", start=None if size is None else 0, end=size)
+        return filesystem().cat_file(f"{place.bucket}/{place.key}", start=None if size is None else 0, end=size)
 
 
 def sought(place: Remote) -> BinaryIO:
     """An object, to be read in ranges. Raises FileNotFoundError and other OSErrors."""
     with _told(place):
-        return cast(BinaryIO, _filesystem().open(f"{place.bucket}/{place.key}", "rb", block_size=RANGE))
+        return cast(BinaryIO, filesystem().open(f"{place.bucket}/{place.key}", "rb", block_size=RANGE))
 
 
 def fetch(place: Remote, target: Path) -> None:
     """Copy an object to a local file, in one stream. Raises FileNotFoundError and other OSErrors."""
     with _told(place):
-        _filesystem().get_file(f"{place.bucket}/{place.key}", str(target), max_concurrency=1)
+        filesystem().get_file(f"{place.bucket}/{place.key}", str(target), max_concurrency=1)
 
 
 def listing(folder: Remote) -> tuple[set[str], set[str]]:
@@ -146,7 +146,7 @@ def listing(folder: Remote) -> tuple[set[str], set[str]]:
 def matching(pattern: Remote) -> list[Remote]:
     """The objects whose keys match a pattern with *, ? and **, in order."""
     with _told(pattern):
-        return [Remote.parse(path) for path in sorted(_filesystem().glob(f"{pattern.bucket}/{pattern.key}"))]
+        return [Remote.parse(path) for path in sorted(filesystem().glob(f"{pattern.bucket}/{pattern.key}"))]
 
 
 def remove_below(folder: Remote) -> None:
@@ -215,12 +215,13 @@ def ignores_conditions(place: Remote) -> bool:
         remove(place)
 
 
-def abort_uploads(folder: Remote) -> None:
-    """Drop the uploads of objects in a prefix that were begun and never ended, where that is allowed."""
+def abort_uploads(folder: Remote, before: datetime | None = None) -> None:
+    """Drop the uploads of objects in a prefix that were begun (before a moment) and never ended, where that is allowed."""
     with suppress(OSError):
         for page in _pages("list_multipart_uploads", folder):
             for upload in page.get("Uploads", []):
-                _call("abort_multipart_upload", Remote(folder.bucket, upload["Key"]), UploadId=upload["UploadId"])
+                if before is None or upload["Initiated"] < before:
+                    _call("abort_multipart_upload", Remote(folder.bucket, upload["Key"]), UploadId=upload["UploadId"])
 
 
 def gdal_options() -> dict[str, str]:
@@ -253,11 +254,7 @@ def told(text: str) -> str:
 
 
 def filesystem() -> s3fs.S3FileSystem:
-    """For libraries that read through fsspec."""
-    return _filesystem()
-
-
-def _filesystem() -> s3fs.S3FileSystem:
+    """This process's connections, for libraries that read through fsspec as well."""
     return _connected(os.getpid())
 
 
@@ -284,15 +281,15 @@ def _passes(error: Exception) -> bool:
 @cache
 def _endpoint(process: int) -> str | None:
     """The endpoint that the AWS environment names, if it is not Amazon's own."""
-    filesystem = _filesystem()
-    filesystem.connect()
-    endpoint = filesystem.s3.meta.endpoint_url
+    store = filesystem()
+    store.connect()
+    endpoint = store.s3.meta.endpoint_url
     host = urlsplit(endpoint).hostname or ""
     return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint
 
 
 def _call(method: str, place: Remote, **arguments: Any) -> Any:
-    return _filesystem().call_s3(method, Bucket=place.bucket, Key=place.key, **arguments)
+    return filesystem().call_s3(method, Bucket=place.bucket, Key=place.key, **arguments)
 
 
 def _pages(method: str, folder: Remote, **arguments: Any) -> Iterator[dict[str, Any]]:
@@ -300,7 +297,7 @@ def _pages(method: str, folder: Remote, **arguments: Any) -> Iterator[dict[str, 
     token: dict[str, Any] = {}
     while True:
         with _told(folder):
-            page = _filesystem().call_s3(method, Bucket=folder.bucket, Prefix=folder.prefix, **arguments, **token)
+            page = filesystem().call_s3(method, Bucket=folder.bucket, Prefix=folder.prefix, **arguments, **token)
         yield page
         if not page.get("IsTruncated"):
             return

@@ -21,8 +21,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -35,6 +35,8 @@ Place = Path | Remote
 OUT_OF_REACH = (PermissionError, NoBucket)  # no other file of that folder or bucket would fare better
 Result = TypeVar("Result")
 
+TEMPORARY = ".tmp"  # ends the names of what is being made; a dot begins them
+OLD_S = 24 * 3600.0  # after which it is a killed run's
 SWEEPS = 4  # by other runs, while a small file is written
 WAITS_S = (0.2, 1.0, 3.0)  # before a store is asked again, above the retries of its clients
 FETCHED_AT_ONCE = 8
@@ -246,7 +248,14 @@ def workshop(folder: Place) -> Path:
 
 def temporary(folder: Place, name: str) -> Path:
     """A name for a local file that will belong into `folder` and is still being written: unique, never listed."""
-    return workshop(folder) / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+    return workshop(folder) / f".{name}.{uuid.uuid4().hex[:12]}{TEMPORARY}"
+
+
+@contextmanager
+def temporary_folder(folder: Place) -> Iterator[Path]:
+    """A local folder, gone when the block ends, for files that will belong into `folder` or below it."""
+    with tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY, dir=workshop(folder)) as made:
+        yield Path(made)
 
 
 def publish_once(finished: Path, place: Place) -> bool:
@@ -358,7 +367,20 @@ def sweep(folder: Place) -> None:
         s3.abort_uploads(folder)
     elif folder.is_dir():
         for name in filter(_is_temporary, os.listdir(folder)):
-            (folder / name).unlink(missing_ok=True)
+            _sweep_away(folder / name)
+
+
+def sweep_old(folder: Place) -> None:
+    """Remove what is temporary anywhere below a folder and a day old: no run that is under way works on it."""
+    if isinstance(folder, Remote):
+        s3.abort_uploads(folder, before=datetime.now(UTC) - timedelta(seconds=OLD_S))
+        return
+    for path, folders, files in os.walk(folder):
+        for name in filter(_is_temporary, [*folders, *files]):
+            with suppress(FileNotFoundError):
+                if time.time() - os.lstat(os.path.join(path, name)).st_mtime > OLD_S:
+                    _sweep_away(Path(path, name))
+        folders[:] = [name for name in folders if not _is_temporary(name)]
 
 
 def free_bytes(place: Place) -> int:
@@ -377,7 +399,7 @@ def check_writable(folder: Place) -> list[str]:
     nearest = _nearest_existing(folder)
     if not nearest.is_dir():
         raise Refused(f"cannot write to {folder}: {nearest} is a file, not a folder")
-    probe = nearest / f".{uuid.uuid4().hex[:12]}.tmp"
+    probe = nearest / f".{uuid.uuid4().hex[:12]}{TEMPORARY}"
     try:
         probe.touch()
         probe.unlink(missing_ok=True)
@@ -489,7 +511,14 @@ def _written(place: Place, content: bytes) -> Path:
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
+def _sweep_away(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections import deque
@@ -342,8 +341,8 @@ def segment_scene(
     region = Region(opened.grid.window)
     run = LocalRun(bundle, [(opened, region)], settings=settings, batch=batch, workers=workers)
     plan = run.plan(opened, region)
-    with tempfile.TemporaryDirectory(prefix=".tilewright-", dir=storage.workshop(target.parent)) as folder:
-        done = run.segment(plan, Path(folder, target.name), Path(folder))
+    with storage.temporary_folder(target.parent) as folder:
+        done = run.segment(plan, folder / target.name, folder)
         for path in reversed(done.files.values()):
             storage.publish(path, target.parent / path.name)
     if done.failed:

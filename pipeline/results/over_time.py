@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -91,8 +90,8 @@ def write_over_time(results: Place, region: str, settings: OverTimeSettings, mod
     rows = Rows(place.ids, index_name, model_id, input_id, history.classes)
     flips = class_flips(history.classes_TP, settings.changes.dates)
     drops = _drops(history, place, settings.changes)
-    with tempfile.TemporaryDirectory(prefix=".over-time-", dir=storage.workshop(results)) as shop:
-        finished = {kind: Path(shop, f"{kind}.parquet") for kind in TABLES}
+    with storage.temporary_folder(results) as shop:
+        finished = {kind: shop / f"{kind}.parquet" for kind in TABLES}
         _write_curves(history, settings, rows, finished["series"], finished["seasons"])
         with monitoring_writer(finished["changes"], CHANGES, input_id) as changes:
             rows.write_changes(changes, history, flips, drops)

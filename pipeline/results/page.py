@@ -91,11 +91,12 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
     return f'<p class="legend">{dots}</p>'
 
 
-def picture_uri(picture_HWC: np.ndarray, form: str = "PNG") -> str:
-    """A picture, uint8 H x W x 3, as a data URI; JPEG for photographs, which it makes a tenth."""
+def picture_uri(picture_HWC: np.ndarray | Image.Image, form: str = "PNG") -> str:
+    """A picture (an array is uint8 H x W x 3) as a data URI; JPEG for photographs, which it makes a tenth."""
     file = io.BytesIO()
     options = {"optimize": True} if form == "PNG" else {"quality": 82}
-    Image.fromarray(picture_HWC).save(file, format=form, **options)
+    picture = Image.fromarray(picture_HWC) if isinstance(picture_HWC, np.ndarray) else picture_HWC
+    picture.save(file, format=form, **options)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from rasterio.features import rasterize
 
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
+from pipeline.results.page import picture_uri
 
 LONGEST = 1600  # px: the longer side
 BATCH = 20_000  # parcels in memory at once
@@ -139,9 +138,7 @@ def _png(canvas: np.ndarray, colours: Mapping[int, str]) -> str:
     picture = Image.fromarray(canvas, mode="P")
     palette = {**dict.fromkeys(range(256), "#B9C0C8"), **colours, **PALETTE}
     picture.putpalette(bytes(channel for number in range(256) for channel in bytes.fromhex(palette[number][1:])))
-    file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return picture_uri(picture)
 
 
 def _round_length(most_m: float) -> float:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.dispatch import ATTEMPTS, Outcome, Task, _Actor, _load, _suspect, dispatch
+from cluster.deadlines import ATTEMPTS
+from cluster.dispatch import Outcome, Task, _Actor, _load, _suspect, dispatch
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery.s3 import NoBucket
 from tests.processes import PROJECT

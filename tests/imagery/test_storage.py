@@ -110,6 +110,29 @@ def test_temporary_files_are_unique_never_listed_and_swept(tmp_path: Path):
     assert storage.names(folder / "missing") == set()
 
 
+def test_temporary_folders_go_and_those_of_killed_runs_are_swept(tmp_path: Path):
+    with storage.temporary_folder(tmp_path / "made") as shop:
+        (shop / "rows.parquet").touch()
+        assert storage.names(tmp_path / "made") == set()
+    assert not shop.exists()
+    for name in ("young", "old"):
+        left = tmp_path / "results" / f".{name}.tmp"
+        left.mkdir(parents=True)
+        (left / "rows.parquet").touch()
+        (tmp_path / "results" / "areas").mkdir(exist_ok=True)
+        (tmp_path / "results" / "areas" / f".{name}-file.tmp").touch()
+    (tmp_path / "results" / "areas" / "old.parquet").touch()
+    yesterday = time.time() - 25 * 3600
+    for path in tmp_path.rglob("*old*"):
+        os.utime(path, (yesterday, yesterday))
+    storage.sweep_old(tmp_path)
+    left = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*")}
+    assert left == {"areas", "areas/old.parquet", "areas/.young-file.tmp", ".young.tmp", ".young.tmp/rows.parquet"}
+    storage.sweep(tmp_path / "results")
+    assert not (tmp_path / "results" / ".young.tmp").exists()
+    storage.sweep_old(tmp_path / "missing")
+
+
 def test_a_discarded_file_is_gone_whatever_happens(tmp_path: Path):
     path = storage.temporary(tmp_path, "part")
     with pytest.raises(KeyError), storage.discarded(path):
