@@ -11,6 +11,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+CPUS_BESIDE_GPU = 4
+
 
 @dataclass(frozen=True)
 class Node:
@@ -25,14 +27,23 @@ class Node:
 
 @dataclass(frozen=True)
 class Device:
-    """What actors compute on: `kind` as torch names it, `description` as plans do."""
+    """What actors compute on: `kind` as torch names it, `description` as plans do, and how many GPUs, or which part of one, each has."""
 
     kind: str
     description: str
+    gpus: float = 0.0
 
     def slots(self, node: Node) -> int:
-        """How many actors a node has room for: one a GPU, or one a core."""
-        return node.gpus if self.kind == "cuda" else node.cpus
+        """How many actors a node has room for: one a GPU, or a part of one, or one a core."""
+        if self.kind != "cuda":
+            return node.cpus
+        return node.gpus * int(1 / self.gpus) if self.gpus < 1 else int(node.gpus / self.gpus)
+
+    def cpus(self, nodes: Sequence[Node]) -> int:
+        """Cores of an actor. Ray lets torch have as many threads; beside a GPU they read, decompress and write."""
+        if self.kind != "cuda":
+            return 1
+        return min([CPUS_BESIDE_GPU, *(node.cpus // slots for node in nodes if (slots := self.slots(node)))])
 
 
 ACCESS = {

@@ -13,9 +13,9 @@ from typing import Any
 
 import ray
 
-from cluster.actors import start_actors
+from cluster.actors import worker_crew
 from cluster.deadlines import Deadlines
-from cluster.dispatch import Task, dispatch
+from cluster.dispatch import Crew, Task, dispatch
 from cluster.environment import Device
 from cluster.progress import Progress
 from cluster.record import RunRecord
@@ -26,9 +26,10 @@ from cluster.scenes import (
     begin_scenes,
     count_workers,
     expected_workers,
+    room_for,
     worker_budget,
 )
-from cluster.session import Head, check_paths, find_device, ray_session
+from cluster.session import Head, alive_nodes, check_paths, find_device, ray_session
 from pipeline.errors import Refused
 from pipeline.geometry.windows import largest_first
 from pipeline.imagery.raster import Scene
@@ -51,7 +52,8 @@ def run_scenes(
     All is checked before anything is written; then `started` is told of the work and of the number of actors.
     """
     with ray_session() as nodes:
-        device = find_device(nodes)
+        device = find_device(nodes, request.gpus)
+        nodes = alive_nodes()  # one with a GPU may have come
         check_paths(nodes, [bundle.path, *sorted({path for opened in todo for path in opened.scene.read_from})], str(request.out))
         workers = expected_workers(request, device, nodes)
         resources = Resources(
@@ -64,12 +66,12 @@ def run_scenes(
         count = count_workers(request, works, device, nodes, memory_bytes)
         with record:  # inside the session: `ray job stop` kills 3 s after it asked, and leaving Ray takes one or two of them
             started(works, count)
-            actors = start_actors(
-                count, bundle.path, device,
-                memory_bytes=memory_bytes, cache_bytes=max(work.plan.cache_bytes for work in works),
-                access=request.access,
+            crew = worker_crew(
+                bundle.path, device, cpus=device.cpus(nodes), memory_bytes=memory_bytes,
+                cache_bytes=max(work.plan.cache_bytes for work in works), access=request.access,
+                room=lambda: room_for(request, device, alive_nodes(), memory_bytes),
             )  # fmt: skip
-            segment_scenes(works, actors, record, accept_partial=request.accept_partial, polygons=request.polygons)
+            segment_scenes(works, crew, record, accept_partial=request.accept_partial, polygons=request.polygons)
     return works
 
 
@@ -80,7 +82,7 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
     if device.description == describe_device(choose_device()) and not (trial := prepare()).pays():
         return trial.choose(others=False)  # without the start of another process
     print("measuring engines, once for this model and machine ...", file=sys.stderr)
-    options: Any = {"num_cpus": 1, "num_gpus": int(device.kind == "cuda"), "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
+    options: Any = {"num_cpus": 1, "num_gpus": device.gpus, "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
     choice: Any = ray.remote(**options)(_try_all).remote(prepare, request.access)
     try:
         return ray.get(choice)
@@ -96,7 +98,7 @@ def _try_all(prepare: Callable[[], Trial], access: Mapping[str, str]) -> Choice:
 
 
 def segment_scenes(
-    works: Sequence[SceneWork], actors: Sequence[Any], record: RunRecord, *, accept_partial: bool, polygons: PolygonOptions | None = None
+    works: Sequence[SceneWork], crew: Crew, record: RunRecord, *, accept_partial: bool, polygons: PolygonOptions | None = None
 ) -> None:  # fmt: skip
     """Do what is missing of each scene and publish it; what came of it is written into `works`, in place."""
     plans = [ray.put(work.plan) for work in works]
@@ -110,7 +112,7 @@ def segment_scenes(
     for number, work in enumerate(works):
         for shard in largest_first(work.missing):
             arguments = (plans[number], shard, work.ledger, accept_partial)
-            queue.append(Task("segment", arguments, (number, shard), shard.pixels, counted=True))
+            queue.append(Task("segment", arguments, (number, shard), shard.pixels, counted=True, harmless=True))
         if not work.missing:
             queue.append(publication(number))
     progress = Progress(sum(left), sum(shard.pixels for work in works for shard in work.missing))
@@ -126,12 +128,14 @@ def segment_scenes(
         progress.tick()
         head.check()
 
-    for outcome in dispatch(queue, actors, deadline_s=deadline_s, tick=tick):
+    shared: set[int] = set()
+    for outcome in dispatch(queue, crew, deadline_s=deadline_s, tick=tick):
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:
             work.published, work.failure, work.ended = outcome.result, outcome.failure, time.time()
             continue
+        shared |= {number} if outcome.task.shared else set()
         work.attempts[work.plan.shard_name(shard)] = outcome.task.attempts
         if outcome.failure:
             work.quarantined[shard] = outcome.failure
@@ -144,3 +148,5 @@ def segment_scenes(
         if left[number] == 0:
             queue.appendleft(publication(number))
     progress.close()
+    for number in shared:
+        works[number].ledger.sweep()  # who was slower may have left something

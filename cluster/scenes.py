@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from cluster.environment import Device, Node
+from cluster.environment import Device, Node, ray_address
 from pipeline.errors import Refused
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
@@ -37,6 +37,7 @@ class Request:
     out: Place
     settings: Settings
     workers: int | Literal["auto"] = "auto"
+    gpus: float | None = None  # of one worker; 0: none, although there are some
     batch: int | Literal["auto"] = "auto"
     memory_bytes: int | None = None  # of one worker
     fresh: bool = False
@@ -206,13 +207,18 @@ def expected_workers(request: Request, device: Device, nodes: Sequence[Node]) ->
 
 def count_workers(request: Request, works: Sequence[SceneWork], device: Device, nodes: Sequence[Node], peak: int) -> int:
     """How many actors of `peak` bytes to start: no more than cores (or GPUs), memory and missing shards allow. Raises Refused for none."""
-    slots = sum(min(device.slots(node), node.memory_bytes // peak) for node in nodes)
-    if not slots:
+    if not (room := room_for(request, device, nodes, peak)):
         largest = max(node.memory_bytes for node in nodes) / GIB
         raise Refused(f"one worker needs {peak / GIB:.1f} GiB and no node allots more than {largest:.1f} GiB: choose a smaller --tile")
-    wanted = slots if request.workers == "auto" else request.workers
-    tasks = sum(len(work.missing) or 1 for work in works)
-    return max(1, min(wanted, slots, tasks))
+    return min(room, sum(len(work.missing) or 1 for work in works))
+
+
+def room_for(request: Request, device: Device, nodes: Sequence[Node], peak: int) -> int:
+    """How many actors of `peak` bytes some nodes have room for; or, on a cluster that nodes may join, as many as were asked for."""
+    slots = sum(min(device.slots(node), node.memory_bytes // peak) for node in nodes)
+    if request.workers == "auto" or not slots:
+        return slots
+    return min(request.workers, slots) if ray_address() == "local" else request.workers
 
 
 def check_space(plans: Sequence[Plan], out: Place, workers: int) -> None:

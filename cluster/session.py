@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from pipeline.models.engine import choose_device, describe_device
 
 OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
 START_TIMEOUT_S = 60.0
+NODE_TIMEOUT_S, TELL_EVERY_S = 600.0, 20.0  # a cloud's node with a GPU may take 5 to 10 minutes to come
 STARTS = 3  # of an embedded Ray
 CONNECT_TIMEOUT_S = 5.0
 HEAD_EVERY_S = 5.0
@@ -48,7 +50,7 @@ def ray_session() -> Iterator[list[Node]]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in its place, which ends the process with 15
     try:
-        yield _nodes()
+        yield alive_nodes()
     finally:
         ray.shutdown()
 
@@ -113,19 +115,36 @@ class Head:
                 raise RuntimeError(f"Ray's head at {self._address} has not answered for {silent_s:.0f} s ({reason})") from None
 
 
-def find_device(nodes: Sequence[Node]) -> Device:
-    """The device of this cluster's actors, as one of its nodes describes it: GPUs where there are any, else CPU cores."""
-    gpus = sum(node.gpus for node in nodes)
-    if gpus:
-        describe = ray.remote(num_cpus=0, num_gpus=1)(describe_device)
-        return Device("cuda", _get(describe.remote("cuda"), "describe its GPU"))
-    cpus = sum(node.cpus for node in nodes)
-    if not cpus:
-        raise Refused("the cluster has no CPUs or GPUs for actors: add worker nodes")
+def find_device(nodes: Sequence[Node], gpus: float | None = None) -> Device:
+    """The device of this cluster's actors, as one of its nodes describes it: GPUs where there are any, else CPU cores.
+
+    `gpus` is what an actor was said to have: where no node has a GPU yet, one is waited for, which an autoscaler may add.
+    """
+    if gpus or (gpus is None and any(node.gpus for node in nodes)):
+        wanted = gpus or 1.0
+        if ray_address() == "local" and sum(node.gpus for node in nodes) < wanted:
+            raise Refused(f"--gpus-per-worker {wanted:g}: this machine has {sum(node.gpus for node in nodes)} GPUs")
+        describe = ray.remote(num_cpus=0, num_gpus=wanted)(describe_device)
+        return Device("cuda", _patiently(describe.remote("cuda"), f"no node has {wanted:g} GPU free"), wanted)
+    if gpus is None and not any(node.cpus for node in nodes):
+        raise Refused(
+            "the cluster has no CPUs or GPUs for workers now: add nodes, or say what its autoscaler is to add: --gpus-per-worker 1, or 0"
+        )
     if len(nodes) == 1 and nodes[0].node_id == ray.get_runtime_context().get_node_id() and choose_device() == "cpu":
         return Device("cpu", describe_device("cpu"))
     describe = ray.remote(num_cpus=1)(describe_device)
-    return Device("cpu", _get(describe.remote("cpu"), "describe its CPU"))
+    return Device("cpu", _patiently(describe.remote("cpu"), "no node has a core free"))
+
+
+def _patiently(answer: Any, missing: str) -> Any:
+    """What a task answers that may wait for a node to come. Says what it waits for; raises Refused after NODE_TIMEOUT_S."""
+    began = time.monotonic()
+    while not ray.wait([answer], timeout=TELL_EVERY_S)[0]:
+        if time.monotonic() - began > NODE_TIMEOUT_S:
+            ray.cancel(answer)
+            raise Refused(f"{missing}, and none came within {NODE_TIMEOUT_S:.0f} s")
+        print(f"waiting for a node, for up to {NODE_TIMEOUT_S:.0f} s: {missing}", file=sys.stderr, flush=True)
+    return ray.get(answer)
 
 
 def check_paths(nodes: Sequence[Node], inputs: Sequence[str], out: str) -> None:
@@ -161,7 +180,8 @@ def _get(answer: Any, what: str) -> Any:
         raise Refused(f"the cluster did not {what} within {START_TIMEOUT_S:.0f} s: are its nodes free?") from None
 
 
-def _nodes() -> list[Node]:
+def alive_nodes() -> list[Node]:
+    """The nodes that Ray has now."""
     return [
         Node(
             node["NodeID"], node["NodeName"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)),

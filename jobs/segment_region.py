@@ -127,7 +127,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--simplify", type=float, metavar="M", help="polygons: smooth borders, which stay shared, by about so many metres")
     parser.add_argument("--parcels", metavar="FILE", help="polygons, such as fields: a table of what is in each; local or s3://")
     parser.add_argument("--parcel-id", metavar="COLUMN", help="the column with their ids (default: id, or another that is well known)")
-    parser.add_argument("--workers", default="auto", metavar="N", help="actors, one a core or GPU (default: auto)")
+    parser.add_argument(
+        "--workers",
+        default="auto",
+        metavar="N",
+        help="actors, one a core or GPU; of an autoscaling cluster, at most (default: as many as it has room for)",
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="N", help="0.5: two share one; 0: none (default: 1 where the cluster has any)"
+    )
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--tile", default="auto", metavar="PX", help="what the network sees at once (default: auto)")
     parser.add_argument("--halo", default="auto", metavar="PX", help="context around a tile's core: PX, exact or auto (default: auto)")
@@ -152,6 +160,8 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
     out = lasting_place(options.output)
     if options.memory is not None and not options.memory > 0:
         raise Refused(f"--memory {options.memory:g}: must be above 0 GB")
+    if (gpus := options.gpus_per_worker) is not None and not (gpus >= 0 and (gpus <= 1 or gpus == int(gpus))):
+        raise Refused(f"--gpus-per-worker {gpus:g}: must be a part of 1, or a whole number")
     asked = [layer.strip() for layer in (options.save or bundle.layer).split(",")]
     polygons = read_polygons(options, asked)
     layers = layers_of(bundle, [layer for layer in asked if layer != "polygons" or bundle.target])
@@ -160,7 +170,7 @@ def read_request(options: argparse.Namespace, access: Mapping[str, str], bundle:
         shard=number("shard", options.shard), layers=layers,
     )  # fmt: skip
     return Request(
-        out=out, settings=settings, workers=number("workers", options.workers),
+        out=out, settings=settings, workers=number("workers", options.workers), gpus=gpus,
         batch=number("batch", options.batch), memory_bytes=int(options.memory * 1e9) if options.memory else None,
         fresh=options.fresh, accept_partial=options.accept_partial, polygons=polygons, access=access,
     )  # fmt: skip

@@ -469,6 +469,15 @@ def retried(work: Callable[[], Result], places: Iterable[Place], *errors: type[E
     return work()
 
 
+@contextmanager
+def in_turn(file: Path) -> Iterator[None]:
+    """Processes of this machine that name the same file do the block one after another."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as door:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+
+
 @cache
 def _scratch(process: int) -> Path:
     """This process's own folder for what goes to a bucket or comes from one, in TMPDIR.
@@ -477,8 +486,7 @@ def _scratch(process: int) -> Path:
     """
     top = Path(tempfile.gettempdir(), f"tilewright-{os.getuid()}")
     top.mkdir(mode=0o700, exist_ok=True)
-    with (top / "lock").open("w") as door:
-        fcntl.flock(door, fcntl.LOCK_EX)  # nobody sweeps while a folder is being made
+    with in_turn(top / "lock"):  # nobody sweeps while a folder is being made
         for folder in top.iterdir():
             if folder.is_dir() and _unlocked(folder):
                 shutil.rmtree(folder, ignore_errors=True)

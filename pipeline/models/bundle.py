@@ -334,13 +334,13 @@ def _copied(place: Remote) -> Path:
             raise Refused(f"{place}: has {largest:,} bytes, at most {LARGEST_WEIGHTS:,} are read")
         versions = json.dumps([str(place), *sorted((name, storage.version(folder / name)) for name in names)])
         kept = storage.cache_folder() / "bundles" / hashlib.sha256(versions.encode()).hexdigest()[:16]
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as made, storage.all_here([folder / name for name in names]) as copies:
-                for name, copy in zip(names, copies, strict=True):
-                    shutil.copyfile(copy, Path(made, name))
-                with suppress(OSError):  # another process was first
-                    os.rename(made, kept)
+        with storage.in_turn(kept.with_suffix(".lock")):  # the workers of a node start together, and one of them fetches
+            if not kept.exists():
+                with tempfile.TemporaryDirectory(dir=kept.parent) as made, storage.all_here([folder / name for name in names]) as copies:
+                    for name, copy in zip(names, copies, strict=True):
+                        shutil.copyfile(copy, Path(made, name))
+                    with suppress(OSError):  # a machine that shares the folder, and no locks, was first
+                        os.rename(made, kept)
     except OSError as error:
         raise Refused(str(error)) from None
     return kept / place.name if place.name in names else kept

@@ -80,17 +80,17 @@ def scale_dispatch() -> None:
     secure_embedded_ray()
     import ray
 
+    from cluster.actors import Actors
     from cluster.dispatch import Task, dispatch
     from cluster.session import ray_session
     from pipeline.geometry.windows import Window
 
     with ray_session():
-        actors = [ray.remote(Pretend).options(num_cpus=0.01).remote() for _ in range(PRETEND)]
-        ray.get([actor.ready.remote() for actor in actors])
+        crew = Actors(ray.remote(Pretend).options(num_cpus=0.01).remote, "nothing", lambda: PRETEND)
         plan = ray.put({"scene": "x" * 4000})
         queue = deque(Task("segment", (plan, Window(0, number, 512, 512), "ledger", False), counted=True) for number in range(SHARDS))
         began = time.perf_counter()
-        done = sum(outcome.failure is None for outcome in dispatch(queue, actors, deadline_s=lambda _: 600.0))
+        done = sum(outcome.failure is None for outcome in dispatch(queue, crew, deadline_s=lambda _: 600.0))
         seconds = time.perf_counter() - began
     print(f"dispatch: {done} shards to {PRETEND} pretend actors in {seconds:.1f} s, {done / seconds:.0f} shards/s", flush=True)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from pipeline.imagery.bands import Band
 from pipeline.models.bundle import Bundle, ClassEntry, Target, differing_share, load_bundle, save_bundle
 from pipeline.models.engine import Engine, Execution
 from pipeline.models.networks import build_network
+from tests.servers import Store, put_file
 
 
 @pytest.fixture
@@ -156,3 +160,15 @@ def test_notes_on_a_resolution_that_is_off():
     bundle = Bundle("unet", {}, (), (), None, 0, 0, {}, resolution_m=30.0)  # type: ignore[arg-type]
     assert bundle.notes_on(30.1) == [] and bundle.notes_on(None) == []
     assert "trained on 30 m" in bundle.notes_on(10.0)[0]
+
+
+def test_workers_of_a_node_fetch_a_bundle_once(unet: Bundle, store: Store, tmp_path: Path):
+    for file in Path(unet.path).iterdir():
+        put_file(store, file, f"tests/{tmp_path.name}/model/{file.name}")
+    code = f"from pipeline.models.bundle import load_bundle; print(load_bundle('s3://tests/{tmp_path.name}/model').model_id)"
+    environment = os.environ | store.environment | {"XDG_CACHE_HOME": str(tmp_path)}
+    store.calm()
+    loading = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert {process.communicate(timeout=120)[0].strip() for process in loading} == {unet.model_id}
+    fetched = [path for method, path in store.requests if method == "GET" and path.split("?")[0].endswith("weights.safetensors")]
+    assert len(fetched) == 1
