@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.dispatch import Lost, reason_of
 from cluster.environment import Device
+from cluster.session import Head
 from pipeline.geometry.windows import Window
 from pipeline.inference.ledger import SceneLedger
 from pipeline.inference.plan import GIB, Plan
@@ -52,7 +53,11 @@ class Actors:
 
     def __init__(self, start: Callable[[], Any], needs: str, room: Callable[[], int]):
         self._start, self._needs, self._room = start, needs, room
-        self._hired, self._look_at = 0, 0.0
+        self._hired, self._look_at, self._head = 0, 0.0, Head()
+
+    def share(self, value: Any) -> Any:
+        """Put a value into Ray's object store."""
+        return ray.put(value)
 
     def hire(self, tasks: int) -> list[Any]:
         """Start as many actors as there is work and room for."""
@@ -83,6 +88,10 @@ class Actors:
         """Kill an actor, for good or to be started anew."""
         self._hired -= not again
         ray.kill(handle, no_restart=not again)
+
+    def check(self) -> None:
+        """Raise RuntimeError where Ray's head has not answered for too long."""
+        self._head.check()
 
     def missing(self) -> str:
         """What actors that are not up wait for."""

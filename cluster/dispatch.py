@@ -22,7 +22,7 @@ RETRY_READY_S = 0.5  # before an actor that is being started again is asked whet
 STALLED_S = 600.0  # without any actor that answers: give up; a cloud's node with a GPU may take 5 to 10 minutes to come
 TELL_EVERY_S = 20.0  # what is waited for
 IDLE_S = 60.0  # after which an actor that has nothing to do is let go
-SLOW, SLOW_S = 2.0, 2.0  # times, and seconds, that a task may take longer than others do until an idle actor does it as well
+SLOW, SLOW_S = 1.5, 2.0  # times, and seconds, that a task may take longer than others do until an idle actor does it as well
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # so that no other task would fare better
 
 
@@ -32,6 +32,10 @@ class Lost(Exception):
 
 class Crew(Protocol):
     """The actors of a run, and how they are asked. A handle has methods with `remote(...)`, which return a call, without waiting."""
+
+    def share(self, value: Any) -> Any:
+        """An argument of many calls, sent to a node once."""
+        ...
 
     def hire(self, tasks: int) -> Sequence[Any]:
         """Handles of actors to add, now that so many tasks are not done; none where there is no room for more."""
@@ -47,6 +51,10 @@ class Crew(Protocol):
 
     def end(self, handle: Any, *, again: bool) -> None:
         """Kill an actor without waiting for it; `again`: it is started anew."""
+        ...
+
+    def check(self) -> None:
+        """Raise RuntimeError where all of them are gone, with what they ran on; asked every second or more often."""
         ...
 
     def missing(self) -> str:
@@ -140,6 +148,7 @@ class _Dispatch:
         look_at = 0.0
         while self.work or self.suspects or self.flights:
             self.tick()
+            self.crew.check()
             now = time.monotonic()
             if now >= look_at:
                 look_at = now + LOOK_S

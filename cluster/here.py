@@ -67,6 +67,7 @@ def _segment(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: 
             if attempt == ATTEMPTS or isinstance(error, storage.OUT_OF_REACH):
                 raise
     work.ended = time.time()
+    record.log("scene failed" if work.failed else "scene published", work, reason=work.failure)
 
 
 def _attempt(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: Request, attempt: int) -> None:
@@ -74,7 +75,7 @@ def _attempt(work: SceneWork, segmenter: Segmenter, record: RunRecord, request: 
         work.attempts[work.plan.shard_name(shard)] = attempt
         result = segmenter.segment(work.plan, shard, work.ledger, request.accept_partial, attempt)
         work.add(result)
-        record.trace(result)
+        record.done(work, result, attempt)
     work.published = publish_scene(
         work.ledger, work.plan, segmenter.bundle, record.run_id, accept_partial=request.accept_partial, polygons=request.polygons
     )

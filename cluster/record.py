@@ -38,7 +38,7 @@ class RunRecord:
         now = datetime.now(UTC)
         self.run_id = new_run_id(now)
         self._path = out / "runs" / f"{self.run_id}.json"
-        self._trace = out / "traces" / self._path.name
+        self._trace, self._events = out / "traces" / self._path.name, out / "runs" / f"{self.run_id}.jsonl"
         self._began, self._at = time.monotonic(), time.time()
         self._works: list[SceneWork] = []
         self._refusals = refusals
@@ -65,19 +65,23 @@ class RunRecord:
         self._content["workers"] = actors
         storage.create_json(self._path, self._content | {"scenes": [_scene(work) for work in works]})
 
-    def trace(self, result: ShardResult) -> None:
-        """Add where the time of a shard went to OUT/traces/<run_id>.json, which chrome://tracing and ui.perfetto.dev open.
-
-        It is a log, written as shards end, so that the driver holds no more for a larger scene; to a bucket it goes at the end.
-        """
-        with self._log().open("a", encoding="utf-8") as file:
+    def done(self, work: SceneWork, result: ShardResult, attempts: int) -> None:
+        """A shard is done: say so, and add where its time went to OUT/traces/<run_id>.json, for chrome://tracing and ui.perfetto.dev."""
+        self.log(
+            "shard done", work, result.shard, attempts=attempts, worker=result.worker, pixels=result.pixels,
+            seconds=round(result.seconds, 3), windows_failed=len(result.failed) or None,
+        )  # fmt: skip
+        with _growing(self._trace).open("a", encoding="utf-8") as file:
             file.writelines(
                 ("[\n" if file.tell() == 0 else "") + f"{json.dumps(event)},\n" for event in events(result.worker, result.spans)
             )
 
-    def _log(self) -> Path:
-        """Where the trace grows: where it belongs, or on this machine until the run ends."""
-        return storage.workshop(self._trace.parent) / self._trace.name
+    def log(self, event: str, work: SceneWork, shard: str | None = None, **what: Any) -> None:
+        """Add a line to OUT/runs/<run_id>.jsonl: what happened to a shard of a scene, or to a scene."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run_id": self.run_id, "event": event}
+        line |= {"scene": work.ledger.scene, "input_id": work.ledger.attempt, "shard": shard} | what
+        with _growing(self._events).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: value for key, value in line.items() if value is not None}) + "\n")
 
     def end(self, exit_code: int) -> None:
         """Replace the record by what came of the run, or write it where there was nothing to begin."""
@@ -97,8 +101,15 @@ class RunRecord:
             "scenes": [_scene(work) for work in self._works],
         }  # fmt: skip
         storage.replace_json(self._path, content)
-        if isinstance(self._trace, Remote) and self._log().exists():
-            storage.publish(self._log(), self._trace)
+        for place in (self._trace, self._events):
+            if isinstance(place, Remote) and _growing(place).exists():
+                storage.publish(_growing(place), place)
+
+
+def _growing(place: Place) -> Path:
+    """Where a log grows as shards end, so that the driver holds no more for a larger scene: in its place; for a bucket's, on this
+    machine until the run ends."""
+    return storage.workshop(place.parent) / place.name
 
 
 def _scene(work: SceneWork) -> dict[str, Any]:

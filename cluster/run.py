@@ -17,6 +17,7 @@ from cluster.actors import worker_crew
 from cluster.deadlines import Deadlines
 from cluster.dispatch import Crew, Task, dispatch
 from cluster.environment import Device
+from cluster.metrics import Metrics
 from cluster.progress import Progress
 from cluster.record import RunRecord
 from cluster.scenes import (
@@ -29,7 +30,7 @@ from cluster.scenes import (
     room_for,
     worker_budget,
 )
-from cluster.session import Head, alive_nodes, check_paths, find_device, ray_session
+from cluster.session import alive_nodes, check_paths, find_device, ray_session
 from pipeline.errors import Refused
 from pipeline.geometry.windows import largest_first
 from pipeline.imagery.raster import Scene
@@ -71,7 +72,7 @@ def run_scenes(
                 cache_bytes=max(work.plan.cache_bytes for work in works), access=request.access,
                 room=lambda: room_for(request, device, alive_nodes(), memory_bytes),
             )  # fmt: skip
-            segment_scenes(works, crew, record, accept_partial=request.accept_partial, polygons=request.polygons)
+            segment_scenes(works, crew, record, Metrics(bundle), accept_partial=request.accept_partial, polygons=request.polygons)
     return works
 
 
@@ -98,10 +99,11 @@ def _try_all(prepare: Callable[[], Trial], access: Mapping[str, str]) -> Choice:
 
 
 def segment_scenes(
-    works: Sequence[SceneWork], crew: Crew, record: RunRecord, *, accept_partial: bool, polygons: PolygonOptions | None = None
+    works: Sequence[SceneWork], crew: Crew, record: RunRecord, metrics: Metrics, *, accept_partial: bool,
+    polygons: PolygonOptions | None = None,
 ) -> None:  # fmt: skip
     """Do what is missing of each scene and publish it; what came of it is written into `works`, in place."""
-    plans = [ray.put(work.plan) for work in works]
+    plans = [crew.share(work.plan) for work in works]
     left = [len(work.missing) for work in works]
     queue: deque[Task] = deque()
 
@@ -122,29 +124,27 @@ def segment_scenes(
         number, shard = task.about
         return deadlines.of_shard(shard.pixels) if shard else deadlines.of_publication(works[number].plan.region.window.pixels)
 
-    head = Head()
-
-    def tick() -> None:
-        progress.tick()
-        head.check()
-
     shared: set[int] = set()
-    for outcome in dispatch(queue, crew, deadline_s=deadline_s, tick=tick):
+    for outcome in dispatch(queue, crew, deadline_s=deadline_s, tick=progress.tick):
         number, shard = outcome.task.about
         work = works[number]
         if shard is None:
             work.published, work.failure, work.ended = outcome.result, outcome.failure, time.time()
+            record.log("scene failed" if work.failed else "scene published", work, reason=outcome.failure)
             continue
         shared |= {number} if outcome.task.shared else set()
-        work.attempts[work.plan.shard_name(shard)] = outcome.task.attempts
+        name = work.plan.shard_name(shard)
+        work.attempts[name] = outcome.task.attempts
+        left[number] -= 1
+        metrics.add(outcome.result, outcome.task.attempts, sum(left))
         if outcome.failure:
             work.quarantined[shard] = outcome.failure
+            record.log("shard failed", work, name, attempts=outcome.task.attempts, reason=outcome.failure)
         else:
             work.add(outcome.result)
             deadlines.add(shard.pixels, outcome.result.seconds)
-            record.trace(outcome.result)
+            record.done(work, outcome.result, outcome.task.attempts)
         progress.add(shard.pixels)
-        left[number] -= 1
         if left[number] == 0:
             queue.appendleft(publication(number))
     progress.close()

@@ -45,6 +45,7 @@ class SceneReader:
 
     def __init__(self, scene: Scene):
         self.scene = scene
+        self.read_bytes = 0  # decoded
         self._places = [storage.place_of(band.path) for band in scene.bands]
         self._over = storage.place_of(scene.clouds.path) if scene.clouds else None
         self._files = [*self._places, self._over] if self._over else self._places
@@ -99,6 +100,7 @@ class SceneReader:
             raise ValueError(f"{window} does not start inside the scene ({self.scene.grid.height} x {self.scene.grid.width} px)")
         with self._lock:
             values_CHW, valid_CHW = self._read_inside(inside)
+        self.read_bytes += values_CHW.nbytes
         if inside != window:
             shape = (len(self.scene.bands), window.height, window.width)
             padded, known = np.zeros(shape, values_CHW.dtype), np.zeros(shape, bool)

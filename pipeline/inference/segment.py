@@ -50,8 +50,8 @@ Done = TypeVar("Done")
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard: what was counted in it, the windows that failed, where the time went and on which worker, and
-    the largest batch that ran (0: none had to)."""
+    """What became of a shard: what was counted in it, the windows that failed, where the time went and on which worker, the
+    largest batch that ran (0: none had to), and the bytes of windows that were read, decoded, and of the part."""
 
     shard: str
     pixels: int
@@ -60,6 +60,8 @@ class ShardResult:
     spans: list[Span]
     batch: int
     worker: str
+    read_bytes: int
+    written_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -79,7 +81,7 @@ def segment_shard(
     One shard at a time has the device, by `turn`; the next one has read its first tiles meanwhile, and the one before
     writes its last. Windows that cannot be read or inferred are nodata in the part, and named in the result.
     """
-    stages, failed, batch = Stages(), list[FailedWindow](), 0
+    stages, failed, batch, read_before = Stages(), list[FailedWindow](), 0, reader.read_bytes
     size = max(1, plan.batch >> (attempt - 1))
     strips = Strips(shard, layer_count(plan.layers, plan.classes), plan.dtype)
     rows = plan.tile_rows(shard)
@@ -109,7 +111,10 @@ def segment_shard(
     with stages("publish"):
         check_part(part, tally)
     worker = f"{platform.node()} {os.getpid()} {id(turn)}"
-    return ShardResult(plan.shard_name(shard), shard.pixels, tally, failed, stages.spans, batch, worker)
+    return ShardResult(
+        plan.shard_name(shard), shard.pixels, tally, failed, stages.spans, batch, worker, reader.read_bytes - read_before,
+        part.stat().st_size,
+    )  # fmt: skip
 
 
 def _end(finish: Callable[[], None], stages: Stages) -> None:

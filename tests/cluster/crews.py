@@ -72,6 +72,9 @@ class Crew:
         heapq.heappush(self._due, (call.due, next(self._order), call))
         return call
 
+    def share(self, value: Any) -> Any:
+        return value
+
     def hire(self, tasks: int) -> list[Pretended]:
         there = len(self.hired) - sum(not again for _, again in self.ended)
         new = [Pretended(len(self.hired) + number, self) for number in range(min(tasks, self.room() - there))]
@@ -83,8 +86,10 @@ class Crew:
         while True:
             finished = []
             while self._due and self._due[0][0] <= time.monotonic():
-                finished.append(heapq.heappop(self._due)[2])
-            if finished := [call for call in finished if call in asked]:
+                due, _, call = heapq.heappop(self._due)
+                if due == call.due and call in asked:  # not one whose actor ended before
+                    finished.append(call)
+            if finished:
                 return finished
             if (now := time.monotonic()) >= until:
                 return []
@@ -102,6 +107,9 @@ class Crew:
     def end(self, handle: Pretended, *, again: bool) -> None:
         self.ended.append((handle, again))
         self._lose(handle)
+
+    def check(self) -> None:
+        pass
 
     def missing(self) -> str:
         return "each worker needs a wish: does a node have that free?"
