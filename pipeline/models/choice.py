@@ -102,7 +102,8 @@ class Trial:
             return REFERENCE
         free = self.asked in ("auto", "int8")
         candidates = self._candidates() if others else [self.plain]
-        lacks = sorted({lack for engine in ENGINES if others and (lack := missing(engine, self.device)) and self.device == "cpu"})
+        possible = [engine for engine in ENGINES if self.device == "cpu" or engine != "openvino"]
+        lacks = sorted({lack for engine in possible if others and (lack := missing(engine, self.device))})
         shares = {precision: self.differing(precision) for precision in {candidate.precision for candidate in candidates}}
         fitting = [one for one in candidates if not free or shares[one.precision] <= DIFFERING]
         if self.asked == "int8" and not fitting:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import sysconfig
 import tempfile
 import warnings
 import zipfile
@@ -34,16 +35,22 @@ Forward = Callable[..., torch.Tensor]  # of what `program_inputs` gives: logits
 
 def missing(engine: str, device: str) -> str | None:
     """What this machine lacks to run an engine, as a person would say it; None where it can."""
-    if (
-        engine == "compiled"
-        and device == "cpu"
-        and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    ):
-        return "no C++ compiler: nothing is compiled (install g++)"
+    if engine == "compiled" and (lack := _missing_compiler(device)):
+        return f"no {lack}: nothing is compiled"
     if engine == "openvino" and device != "cpu":
         return "OpenVINO is for CPUs here"
     if engine == "openvino" and not all(map(importlib.util.find_spec, ("openvino", "nncf"))):
         return "OpenVINO is not installed (pip install 'tilewright[openvino]')"
+    return None
+
+
+def _missing_compiler(device: str) -> str | None:
+    """Inductor's kernels for a CPU are C++; for a GPU Triton builds what starts them from C. Both include Python.h."""
+    variable, *names = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang")
+    if not any(map(shutil.which, [os.environ.get(variable, names[0]), *names])):
+        return f"{'C++' if device == 'cpu' else 'C'} compiler (install {names[0]})"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python.h (install python3-dev)"
     return None
 
 

@@ -110,9 +110,15 @@ def test_usage_statistics_of_openvino_are_off(monkeypatch: pytest.MonkeyPatch):
     assert "CI" not in os.environ
 
 
-def test_what_this_machine_lacks_is_named(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
+def test_what_this_machine_lacks_is_named(unet: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert forward.missing("compiled", "cuda") == "no Python.h (install python3-dev): nothing is compiled"
+    (tmp_path / "Python.h").touch()
+    assert forward.missing("compiled", "cpu") is None and forward.missing("compiled", "cuda") is None
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert "no C++ compiler" in str(forward.missing("compiled", "cpu"))
+    assert forward.missing("compiled", "cpu") == "no C++ compiler (install g++): nothing is compiled"
+    assert forward.missing("compiled", "cuda") == "no C compiler (install gcc): nothing is compiled"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "OpenVINO is not installed" in str(forward.missing("openvino", "cpu"))
     assert forward.missing("eager", "cpu") is None
