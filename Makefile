@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo season test test-segment test-training test-rooms test-jobs test-parts slow check bench clean
+.PHONY: demo season test test-segment test-training test-rooms test-jobs test-parts slow check bench lock clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
@@ -45,10 +45,15 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layout.py
+	$(BIN)/python -m pytest -q tests/test_layout.py tests/cluster/test_image.py
 
 bench: .venv/ready-dev
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+# what the image installs: the versions of constraints.txt, with the hashes of their files
+lock: .venv/ready
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" -c constraints.txt --extra image pyproject.toml -o cluster/image/requirements.txt
 
 # torch and torchvision come from constraints.txt as a pair that imports together
 .venv/ready: pyproject.toml constraints.txt
