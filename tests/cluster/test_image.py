@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -155,19 +156,26 @@ class Root:
             shutil.copytree(self.moved(source), self.moved(target), symlinks=True, dirs_exist_ok=True, copy_function=os.link)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_install_steps_give_an_environment_that_runs_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The Dockerfile's own steps, but for apt-get and useradd, in a folder; about 7 GB, and a download of 3 GB the first time."""
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Root]:
+    """Gone after the test: pytest would keep its 7 GB for three more runs."""
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux":
         pytest.skip("the image's lock is for Python 3.11 on Linux")
-    root, began = Root(tmp_path), time.monotonic()
+    yield Root(tmp_path)
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_install_steps_give_an_environment_that_runs_the_demo(root: Root, capsys: pytest.CaptureFixture[str]):
+    """The Dockerfile's own steps, but for apt-get and useradd, in a folder; a download of 3 GB the first time."""
+    began = time.monotonic()
     for keyword, text in DEPENDENCIES.steps:
         if keyword == "COPY":
             root.copy(PROJECT / text.split()[0], text.split()[1])
         elif keyword == "RUN":
             root.run(without_flags(text))
-    packages = size_of(tmp_path / "build", tmp_path / "opt")
+    packages = size_of(root.folder / "build", root.folder / "opt")
     for text in RUNTIME.all("COPY"):
         *flags, source, target = text.split()
         if flags:
@@ -175,15 +183,15 @@ def test_the_install_steps_give_an_environment_that_runs_the_demo(tmp_path: Path
         else:
             for file in context():
                 root.copy(PROJECT / file, f"{target}/{file}")
-    built_s, environment = time.monotonic() - began, RUNTIME.environment() | {"HOME": str(tmp_path / "home")}
+    built_s, environment = time.monotonic() - began, RUNTIME.environment() | {"HOME": str(root.folder / "home")}
     modules = [".".join(Path(file).with_suffix("").parts) for file in context() if re.match(r"(pipeline|cluster)/.*\.py$", file)]
     modules = [module.removesuffix(".__init__") for module in modules]
     root.run(f"cd /opt/tilewright && python -c 'import {', '.join(modules)}, boto3, openvino, nncf'", **environment)
     assert root.run("ray --version", **environment).split()[-1] == locked()["ray"][0]
     assert "usage:" in root.run(f"cd /opt/tilewright && {shlex.join(json.loads(LAST.all('CMD')[0]))}", **environment)
     demo = "python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output"
-    root.run(f"cd /opt/tilewright && {demo} {tmp_path}/out --workers 1", **environment)
-    assert list((tmp_path / "out" / "scenes").glob("*/mask.tif"))
+    root.run(f"cd /opt/tilewright && {demo} {root.folder}/out --workers 1", **environment)
+    assert list((root.folder / "out" / "scenes").glob("*/mask.tif"))
     with capsys.disabled():
         print(f"\nimage: built in {built_s:.0f} s, {packages / 1e9:.2f} GB of packages, demo done")
 
