@@ -118,18 +118,17 @@ class Head:
 def find_device(nodes: Sequence[Node], gpus: float | None = None) -> Device:
     """The device of this cluster's actors, as one of its nodes describes it: GPUs where there are any, else CPU cores.
 
-    `gpus` is what an actor was said to have: where no node has a GPU yet, one is waited for, which an autoscaler may add.
+    `gpus` is what an actor was said to have. Where no node has what is needed yet, one is waited for, which an autoscaler adds.
     """
+    if gpus is None and not any(node.cpus or node.gpus for node in nodes):  # as of a cluster that has let all of them go
+        _patiently(ray.remote(num_cpus=1)(describe_device).remote("cpu"), "the cluster has no node with cores or GPUs for workers")
+        nodes = alive_nodes()
     if gpus or (gpus is None and any(node.gpus for node in nodes)):
         wanted = gpus or 1.0
         if ray_address() == "local" and sum(node.gpus for node in nodes) < wanted:
             raise Refused(f"--gpus-per-worker {wanted:g}: this machine has {sum(node.gpus for node in nodes)} GPUs")
         describe = ray.remote(num_cpus=0, num_gpus=wanted)(describe_device)
         return Device("cuda", _patiently(describe.remote("cuda"), f"no node has {wanted:g} GPU free"), wanted)
-    if gpus is None and not any(node.cpus for node in nodes):
-        raise Refused(
-            "the cluster has no CPUs or GPUs for workers now: add nodes, or say what its autoscaler is to add: --gpus-per-worker 1, or 0"
-        )
     if len(nodes) == 1 and nodes[0].node_id == ray.get_runtime_context().get_node_id() and choose_device() == "cpu":
         return Device("cpu", describe_device("cpu"))
     describe = ray.remote(num_cpus=1)(describe_device)

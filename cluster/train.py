@@ -109,11 +109,11 @@ def train_on_ray(
     the cluster is too small or the data cannot be trained on, RuntimeError where workers go on dying.
     """
     on_gpu = any(node.gpus for node in nodes)
-    slots = sum(node.gpus if on_gpu else node.cpus for node in nodes)
-    if workers > slots:
-        raise Refused(f"--workers {workers}: Ray has {slots} {'GPUs' if on_gpu else 'CPU cores'}")
-    each = -(-workers // len(nodes))  # workers on a node
-    cpus = max(1, min(node.cpus for node in nodes if node.cpus) // each)
+    slots = {node.node_id: node.gpus if on_gpu else node.cpus for node in nodes}
+    if workers > sum(slots.values()):
+        raise Refused(f"--workers {workers}: Ray has {sum(slots.values())} {'GPUs' if on_gpu else 'CPU cores'}")
+    used = [node for node in nodes if slots[node.node_id]]  # not a head without work of its own
+    cpus = max(1, min(node.cpus for node in used) // -(-workers // len(used)))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # another node may die
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(

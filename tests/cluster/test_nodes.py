@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -65,6 +66,25 @@ def test_a_raylet_is_killed(stage: Stage, tmp_path: Path):
     assert last_record(tmp_path)["workers"] == 2 and last_record(tmp_path)["scenes"][0]["attempts"]
     assert files_of(tmp_path) == stage.expected
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("workers", [["--workers", 2], []])
+def test_a_node_that_joins_in_mid_run_gets_work(stage: Stage, tmp_path: Path, workers: list[object]):
+    stage.faults.order({"every shard": {"sleep": 6.0}})
+    with ray_head(1, **stage.faults.environment) as environment:
+        job = start([*stage.command(tmp_path), *workers], **environment, **stage.faults.environment)
+        try:
+            wait_for(lambda: parts_of(tmp_path), 120)
+            with ray_node(environment, "--num-cpus=1", **stage.faults.environment) as node:
+                wait_for(lambda: titled(descendants(node.pid), "ray::Worker"), 120)
+                out, err = job.communicate(timeout=200)
+        finally:
+            end_group(job)
+    assert job.returncode == 0, out + err
+    assert files_of(tmp_path) == stage.expected
+    (log,) = (tmp_path / "runs").glob("*.jsonl")
+    done = [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "shard done"]
+    assert len({line["worker"].split()[1] for line in done}) == 2, "both have worked"
 
 
 @dataclass(frozen=True)
