@@ -345,6 +345,11 @@ def test_who_may_reach_whom(source: Peer, target: Peer, port: int, expected: boo
     assert (let(policies, source, target, port, "Egress") and let(policies, target, source, port, "Ingress")) == expected
 
 
+def test_nobody_unknown_is_let_in_whatever_they_may_send():
+    policies = [document["spec"] for document in rendered("overlays/gpu") if document["kind"] == "NetworkPolicy"]
+    assert not any(let(policies, pod, ours("other"), port, "Ingress") for pod in (HEAD, WORKER, REDIS) for port in (6379, 8265, 8080))
+
+
 def let(policies: list[Document], pod: Peer, other: Peer, port: int, direction: str) -> bool:
     """Whether the policies on `pod` let it speak with `other`: in as far as these use the language of NetworkPolicy."""
     if pod[0] != "tilewright":
