@@ -70,7 +70,7 @@ def test_a_raylet_is_killed(stage: Stage, tmp_path: Path):
 
 @pytest.mark.parametrize("workers", [["--workers", 2], []])
 def test_a_node_that_joins_in_mid_run_gets_work(stage: Stage, tmp_path: Path, workers: list[object]):
-    stage.faults.order({"every shard": {"sleep": 6.0}})
+    stage.faults.order({"every shard": {"sleep": 12.0}})
     with ray_head(1, **stage.faults.environment) as environment:
         job = start([*stage.command(tmp_path), *workers], **environment, **stage.faults.environment)
         try:
