@@ -34,15 +34,16 @@ def test_a_process_and_what_it_started_are_ended_wherever_they_went():
 
 
 def test_who_has_the_number_by_now_is_left_alone():
-    other = start(["sleep", 100])
+    other = start(["sh", "-c", "sleep 100 & wait"])
     try:
-        now = seen(other.pid)
+        wait_for(lambda: descendants(other.pid), 10)
+        child, now = descendants(other.pid), seen(other.pid)
         assert now
         began = time.monotonic()
         end([Process(other.pid, now.began - 1)], 5)
         assert time.monotonic() - began < 4, "nobody is waited for"
         time.sleep(0.3)
-        assert other.poll() is None
+        assert other.poll() is None and alive(child), "nor what it started"
     finally:
         end_group(other)
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -160,6 +161,15 @@ def test_two_runs_do_not_pile_up(tmp_path: Path):
         first.wait(20)
     assert cron(tmp_path, "echo third ran").returncode == 0
     assert "third ran\n" in (tmp_path / "monitor.log").read_text()
+
+
+def test_what_a_run_has_left_behind_does_not_hold_up_the_next(tmp_path: Path):
+    cron(tmp_path, f"sleep 100 & echo $! > {tmp_path / 'left'}")
+    try:
+        cron(tmp_path, "echo next ran")
+        assert "\nnext ran\n" in (tmp_path / "monitor.log").read_text()
+    finally:
+        os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
 
 
 def test_a_token_that_others_can_read_is_refused(tmp_path: Path):
