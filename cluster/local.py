@@ -29,7 +29,6 @@ from cluster.environment import PROJECT
 from cluster.job import DONE, run_job
 from cluster.processes import POLL_S, Process, answers, descendants, end, free_port, seen
 from pipeline.errors import Refused, one_line
-from pipeline.inference.plan import memory_allotted
 
 FOLDER = PROJECT / ".cluster"
 ENVIRONMENT, PROCESSES = "environment", "processes.json"
@@ -130,6 +129,8 @@ class Starting:
 
     def start(self) -> None:
         """Start all nodes, wait until they take jobs, and write down how they are reached."""
+        from pipeline.inference.plan import memory_allotted  # seconds to import, which stop should not wait
+
         print("starting Ray: a head and two workers ...", file=sys.stderr)
         head = head_command(self.port, self.dashboard, self.agent, self.session, "--num-cpus=0", "--num-gpus=0")
         self._start("head", head, lambda: answers(self.dashboard) and answers(self.agent))

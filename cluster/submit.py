@@ -190,8 +190,10 @@ class Job:
             if "does not exist" in str(error):
                 raise RuntimeError(f"the cluster does not know job {self.name} any more: its head was started anew") from None
             if (silent_s := time.monotonic() - self._heard) > SILENT_S:
-                reason = f"the cluster has not answered for {silent_s:.0f} s ({last_line(error)})"
-                raise RuntimeError(f"{reason}: job {self.name} may be running on") from None
+                why = last_line(error) if isinstance(error, RuntimeError) else type(error).__name__
+                raise RuntimeError(
+                    f"the cluster has not answered for {silent_s:.0f} s ({why}): job {self.name} may be running on"
+                ) from None
             return None
         self._heard = time.monotonic()
         self._print_log(last=found.status.is_terminal())

@@ -31,7 +31,7 @@ def command(what: str, folder: Path) -> list[object]:
 def sourced(file: Path) -> dict[str, str]:
     """What a shell has once it has sourced the file, in another environment than this."""
     names = "RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN"
-    shell = f'. {shlex.quote(str(file))}; for name in {names}; do eval echo "\\$$name"; done; command -v ray python'
+    shell = f'. {shlex.quote(str(file))}; for name in {names}; do eval echo "\\$$name"; done; command -v ray; command -v python'
     done = subprocess.run(["sh", "-c", shell], check=True, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     *values, ray, python = done.stdout.splitlines()
     assert ray == RAY and Path(python).parent == Path(RAY).parent
@@ -87,19 +87,8 @@ def test_a_second_start_says_that_it_is_running(cluster: Running):
     assert read_known(cluster.folder) == before
 
 
-def test_a_job_runs_on_both_workers_and_its_code_is_the_commands(cluster: Running, tmp_path: Path):
-    cluster.faults.order({})
-    whole, refused = cluster.submit(*cluster.segment(tmp_path / "out")), cluster.submit(*cluster.segment(Path("relative")))
-    (out, err), (no_out, no_err) = all_ended([whole, refused])
-    assert whole.returncode == 0, out + err
-    assert "progress 9/9 shards" in out and "\r" not in out and "class 1" in out
-    assert last_record(tmp_path / "out")["workers"] == sum(shares(os.cpu_count() or 1))
-    assert refused.returncode == 2 and "error: --output relative: would be lost" in no_out
-    assert no_err.splitlines()[-1].endswith("ended with exit code 2")
-
-
-def test_a_job_that_is_stopped_says_its_last_words(cluster: Running, tmp_path: Path):
-    """By `ray job stop`; the next start does what is missing."""
+def test_a_job_is_stopped_and_started_again(cluster: Running, tmp_path: Path):
+    """By `ray job stop`: it says its last words. The next start does what is missing, on both workers."""
     cluster.faults.order({"every shard": {"sleep": 4.0}})
     job = cluster.submit("--submission-id", "stopped", *cluster.segment(tmp_path))
     try:
@@ -110,12 +99,18 @@ def test_a_job_that_is_stopped_says_its_last_words(cluster: Running, tmp_path: P
         end_group(job)
     assert job.returncode == 1 and err.splitlines()[-1] == "error: job stopped was stopped"
     assert "interrupted: start the same command again" in out and last_record(tmp_path)["outcome"] == "interrupted"
-    used = run([sys.executable, "-m", "cluster.submit", "--submission-id", "stopped", *cluster.segment(tmp_path)], **cluster.environment)
-    assert used.returncode == 2 and "--submission-id stopped: was used on this cluster before" in used.stderr
+    left = parts_of(tmp_path)
     cluster.faults.order({})
-    (said,) = all_ended([again := cluster.submit(*cluster.segment(tmp_path))])
-    assert again.returncode == 0, said
+    again, refused = cluster.submit(*cluster.segment(tmp_path)), cluster.submit(*cluster.segment(Path("relative")))
+    used = cluster.submit("--submission-id", "stopped", *cluster.segment(tmp_path))
+    (out, err), (refusal, refused_err), (_, used_err) = all_ended([again, refused, used])
+    assert again.returncode == 0, out + err
+    shards = f"{9 - len(left)} shard(s) to do, {sum(shares(os.cpu_count() or 1))} worker(s)"
+    assert shards in out and f"progress {9 - len(left)}/{9 - len(left)} shards" in out and "\r" not in out
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    assert refused.returncode == 2 and "error: --output relative: would be lost" in refusal
+    assert refused_err.splitlines()[-1].endswith("ended with exit code 2")
+    assert used.returncode == 2 and "--submission-id stopped: was used on this cluster before" in used_err
 
 
 @pytest.mark.parametrize("token", ["0" * 64, None])
