@@ -66,7 +66,7 @@ def _init(address: str, options: dict[str, Any]) -> None:
             if address != "local":
                 fix = "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS"
                 if "Version mismatch" in reason:
-                    fix = "use these versions here, or submit the job: python -m cluster.submit -- python jobs/..."
+                    fix = "use the cluster's versions here, or submit the job: python -m cluster.submit -- python jobs/..."
                 raise Refused(f"cannot join Ray at {address}: {reason}; {fix}") from None
             if number == starts - 1:
                 raise RuntimeError(f"Ray did not start on this machine in {starts} tries: {reason}") from None

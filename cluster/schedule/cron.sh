@@ -5,6 +5,10 @@ set -u
 environment=${TILEWRIGHT_ENVIRONMENT:-/etc/tilewright/environment}
 log=${TILEWRIGHT_LOG:-/var/log/tilewright/monitor.log}
 
+if [ ! -r "$environment" ]; then
+    echo "error: $environment: cannot be read: copy cluster/schedule/environment.example there"
+    exit 2
+fi
 if [ -n "$(find "$environment" -perm /077)" ]; then
     echo "error: $environment: others can read the token in it: chmod 600 $environment"
     exit 2

@@ -30,7 +30,6 @@ KNOWN = {
     "Timer": {"OnCalendar", "RandomizedDelaySec", "Persistent"},
     "Install": {"WantedBy"},
 }  # fmt: skip
-FOR_A_USER = ["-e", "/^User=/d; /^SupplementaryGroups=/d; s,/etc/tilewright,%h/.config/tilewright,; s,/opt/tilewright,%h/tilewright,"]
 
 
 def read_unit(text: str) -> dict[str, dict[str, str]]:
@@ -52,8 +51,8 @@ def read_unit(text: str) -> dict[str, dict[str, str]]:
 
 
 def for_a_user(name: str) -> str:
-    """The unit as README.md makes it one of a user."""
-    return subprocess.run(["sed", *FOR_A_USER, SCHEDULE / name], check=True, capture_output=True, text=True).stdout
+    """The unit as one of a user, with the project in their home."""
+    return subprocess.run(["sed", "-f", SCHEDULE / "user.sed", SCHEDULE / name], check=True, capture_output=True, text=True).stdout
 
 
 def test_the_units_have_keys_that_systemd_knows_and_name_each_other():
@@ -93,17 +92,22 @@ def test_units_of_a_user_name_nobody_and_nothing_of_the_system(name: str):
     text = for_a_user(name)
     read_unit(text)
     rest = re.sub(r"(?m)^#.*$", "", text)
-    assert "User=" not in rest and "/etc/" not in rest and "/opt/tilewright" not in rest
+    assert "User=" not in rest and "/etc/" not in rest and "/opt/" not in rest
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here: only the units' keys are checked")
 @pytest.mark.parametrize("user", [False, True])
 def test_systemd_takes_the_units(tmp_path: Path, user: bool):
+    """Those of a user as they are, with programs of these names; the system's with programs and a user that every system has."""
+    for program in (".venv/bin/python", "cluster/schedule/report.sh"):
+        place = tmp_path / "tilewright" / program
+        place.parent.mkdir(parents=True)
+        place.write_text("#!/bin/sh\n")
+        place.chmod(0o755)
     for name in UNITS:
-        text = for_a_user(name) if user else (SCHEDULE / name).read_text()
-        text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text)  # which are not installed here
-        (tmp_path / name).write_text(text.replace("User=tilewright", "User=root"))
-    words, known = (["--user"], {"XDG_RUNTIME_DIR": str(tmp_path)}) if user else ([], {})
+        text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", (SCHEDULE / name).read_text()).replace("User=tilewright", "User=root")
+        (tmp_path / name).write_text(for_a_user(name) if user else text)
+    words, known = (["--user"], {"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)}) if user else ([], {})
     done = subprocess.run(
         ["systemd-analyze", "verify", *words, *(tmp_path / name for name in UNITS)], capture_output=True, text=True, env=os.environ | known
     )
@@ -176,7 +180,12 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path):
     cron(tmp_path, "true")
     (tmp_path / "environment").chmod(0o640)
     done = cron(tmp_path, "echo ran")
-    assert done.returncode == 2 and "others can read the token in it: chmod 600" in done.stdout
+    assert done.returncode == 2 and done.stdout.count("\n") == 1 and "others can read the token in it: chmod 600" in done.stdout
+
+
+def test_an_environment_that_is_not_there_is_one_line(tmp_path: Path):
+    done = cron(tmp_path, "echo ran", TILEWRIGHT_ENVIRONMENT=str(tmp_path / "nothing"))
+    assert done.returncode == 2 and done.stderr == "" and done.stdout.startswith(f"error: {tmp_path / 'nothing'}: cannot be read")
 
 
 def report(code: str, **more: str) -> str:

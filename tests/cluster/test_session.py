@@ -115,5 +115,5 @@ def test_a_cluster_of_another_version_is_refused_in_one_line(ray_cluster: dict[s
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert f"cannot join Ray at {ray_cluster['RAY_ADDRESS']}: Version mismatch: " in line and "Ray: 2.55.1" in line
-    assert "use these versions here, or submit the job: python -m cluster.submit" in line and "Traceback" not in done.stderr
+    assert "use the cluster's versions here, or submit the job: python -m cluster.submit" in line and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
