@@ -23,9 +23,11 @@ if ! flock --nonblock 9; then
     echo "$(date -u +%FT%TZ) left out: the run before is not done" >>"$log"
     exit 0
 fi
+touch "$log"
+before=$(wc -c <"$log")
 echo "$(date -u +%FT%TZ) $*" >>"$log"
 "$@" >>"$log" 2>&1 9>&-
 code=$?
 echo "$(date -u +%FT%TZ) exit code $code" >>"$log"
-tail --lines=30 "$log" | cluster/schedule/report.sh tilewright-monitor "$code"
+tail --bytes="+$((before + 1))" "$log" | tail --lines=30 | cluster/schedule/report.sh tilewright-monitor "$code"
 exit "$code"

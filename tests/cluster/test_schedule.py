@@ -138,6 +138,7 @@ def test_cron_mails_what_must_be_seen(tmp_path: Path, code: int, said: str):
     assert done.returncode == code and done.stderr == ""
     assert done.stdout.startswith("tilewright-monitor: ") and said in done.stdout.splitlines()[0]
     assert "error: x.tif: is broken" in done.stdout, "the log's last lines"
+    assert "is broken" not in cron(tmp_path, "exit 1").stdout, "those of the run before are not mailed again"
 
 
 def test_cron_is_silent_when_all_is_well_and_the_log_has_it_all(tmp_path: Path):
