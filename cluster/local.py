@@ -135,7 +135,7 @@ class Starting:
         head = head_command(self.port, self.dashboard, self.agent, self.session, "--num-cpus=0", "--num-gpus=0")
         self._start("head", head, lambda: answers(self.dashboard) and answers(self.agent))
         memory = memory_allotted() // WORKERS - OBJECT_STORE_BYTES
-        for number, cpus in enumerate(shares(os.cpu_count() or 1), start=1):
+        for number, cpus in enumerate(shares(len(os.sched_getaffinity(0))), start=1):
             gpus = ["--num-gpus=0"] if number > 1 else []  # each node would take all GPUs for its own
             worker = worker_command(self.access["RAY_ADDRESS"], f"--num-cpus={cpus}", f"--memory={memory}", *gpus)
             self._start(f"worker-{number}", worker, partial(self._has_nodes, 1 + number))

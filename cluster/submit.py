@@ -34,6 +34,7 @@ SILENT_S = 120.0  # after which a cluster that does not answer is given up
 STOP_S = 45.0  # for a job's end once it was told to
 LAST_WORDS_S = 30  # of these, until Ray kills it; its default is 3
 POLL_S = 1.0
+TROUBLE = (RuntimeError, OSError, ValueError, AuthenticationError)  # all that Ray's client raises where an answer is none
 LOG_LETTERS_A_SECOND = 200_000  # Ray gives the whole log each time: a long one is asked for less often
 
 NO_COMMAND = "the job's command is missing: give it after --, as in python -m cluster.submit -- python jobs/segment_region.py ..."
@@ -127,7 +128,7 @@ def connect(address: str) -> Client:
         raise Refused(f"{address}: {first_line(error)}: set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN") from None
     except ConnectionError:
         raise RuntimeError(f"cannot reach a Ray cluster at {address}: is it running, and is this its dashboard's address?") from None
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except (*TROUBLE, KeyError) as error:
         raise RuntimeError(f"what answers at {address} is not the dashboard of a Ray cluster: {first_line(error)}") from None
 
 
@@ -148,7 +149,7 @@ class Job:
             try:
                 self.client.submit_job(entrypoint=shlex.join(command), submission_id=self.name, runtime_env=environment)
                 return
-            except (RuntimeError, OSError, ValueError) as error:
+            except TROUBLE as error:
                 if "already exists" in str(error) and not asked_before:
                     raise Refused(f"--submission-id {self.name}: was used on this cluster before: give another, or none") from None
                 if "already exists" in str(error):
@@ -171,7 +172,7 @@ class Job:
         """Stop it and print its last words; returns what became of it."""
         try:
             self.client.stop_job(self.name)
-        except (RuntimeError, OSError) as error:
+        except TROUBLE as error:
             if "does not exist" in str(error):
                 return "nothing was submitted"
             return f"job {self.name} may be running on, it could not be stopped: {last_line(error)}"
@@ -186,7 +187,7 @@ class Job:
         """What Ray says of the job, and its log; None where it does not answer. Raises RuntimeError where it has not for too long."""
         try:
             found = self.client.get_job_info(self.name)
-        except (RuntimeError, OSError) as error:
+        except TROUBLE as error:
             if "does not exist" in str(error):
                 raise RuntimeError(f"the cluster does not know job {self.name} any more: its head was started anew") from None
             if (silent_s := time.monotonic() - self._heard) > SILENT_S:
@@ -202,7 +203,7 @@ class Job:
     def _print_log(self, last: bool) -> None:
         try:
             log = self.client.get_job_logs(self.name)
-        except (RuntimeError, OSError) as error:  # for once: half a letter at its end is enough
+        except TROUBLE as error:  # for once: half a letter at its end is enough
             if last:
                 print(f"note: the end of the job's log could not be read: {last_line(error)}", file=sys.stderr)
             return

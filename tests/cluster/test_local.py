@@ -105,7 +105,7 @@ def test_a_job_is_stopped_and_started_again(cluster: Running, tmp_path: Path):
     used = cluster.submit("--submission-id", "stopped", *cluster.segment(tmp_path))
     (out, err), (refusal, refused_err), (_, used_err) = all_ended([again, refused, used])
     assert again.returncode == 0, out + err
-    shards = f"{9 - len(left)} shard(s) to do, {sum(shares(os.cpu_count() or 1))} worker(s)"
+    shards = f"{9 - len(left)} shard(s) to do, {sum(shares(len(os.sched_getaffinity(0))))} worker(s)"
     assert shards in out and f"progress {9 - len(left)}/{9 - len(left)} shards" in out and "\r" not in out
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
     assert refused.returncode == 2 and "error: --output relative: would be lost" in refusal
