@@ -37,7 +37,7 @@ HERE = "127.0.0.1"
 WORKERS = 2
 OBJECT_STORE_BYTES = 128 * 2**20  # a node's: no pixel goes through it
 LAST_WORDS_S = 30  # that a job which is stopped has before it is killed; Ray's default is 3
-STARTS, START_S, END_S = 3, 120.0, 10.0
+STARTS, START_S, END_S = 3, 120.0, 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
