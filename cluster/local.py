@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +31,11 @@ from cluster.processes import POLL_S, Process, answers, descendants, end, free_p
 from pipeline.errors import Refused, one_line
 
 FOLDER = PROJECT / ".cluster"
-ENVIRONMENT, PROCESSES = "environment", "processes.json"
+ENVIRONMENT, PROCESSES, LOCK = "environment", "processes.json", "lock"
 BIN = Path(sys.executable).parent
 HERE = "127.0.0.1"
 WORKERS = 2
+NODES = ["head", *(f"worker-{number}" for number in range(1, WORKERS + 1))]
 OBJECT_STORE_BYTES = 128 * 2**20  # a node's: no pixel goes through it
 LAST_WORDS_S = 30  # that a job which is stopped has before it is killed; Ray's default is 3
 STARTS, START_S, END_S = 3, 120.0, 5.0
@@ -66,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def alone(folder: Path) -> Iterator[Path]:
     """Make and hold the folder, so that nobody starts or stops its cluster meanwhile. Raises Refused."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -82,8 +83,7 @@ def start(folder: Path) -> None:
     else:
         if known:
             print("what is left of an earlier cluster is ended first", file=sys.stderr)
-            stop(folder)
-            folder.mkdir(mode=0o700)
+            end_known(folder)
         try:
             Starting(folder).start()
         except BaseException:
@@ -93,16 +93,23 @@ def start(folder: Path) -> None:
 
 
 def stop(folder: Path) -> None:
-    """End the processes of this folder's cluster, of no other, and remove what they wrote and the folder."""
+    """End the processes of this folder's cluster, of no other, and remove what they wrote, and the folder if it has nothing else."""
+    print("the cluster was stopped" if end_known(folder) else "no cluster is running", file=sys.stderr)
+    (folder / LOCK).unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def end_known(folder: Path) -> bool:
+    """End what is known of this folder's cluster, and remove it; False where nothing is."""
     known = read_known(folder)
-    if known is None:
-        print("no cluster is running", file=sys.stderr)
-    else:
+    if known:
         session, processes = known
         end(processes, END_S)
         shutil.rmtree(session, ignore_errors=True)
-        print(f"the cluster was stopped: {len(processes)} processes and those that they had started", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
+        for file in (folder / ENVIRONMENT, *(folder / f"{node}.log" for node in NODES), folder / PROCESSES):
+            file.unlink(missing_ok=True)
+    return known is not None
 
 
 def read_known(folder: Path) -> tuple[str, list[Process]] | None:
@@ -132,13 +139,14 @@ class Starting:
         from pipeline.inference.plan import memory_allotted  # seconds to import, which stop should not wait
 
         print("starting Ray: a head and two workers ...", file=sys.stderr)
+        self._write_down()
         head = head_command(self.port, self.dashboard, self.agent, self.session, "--num-cpus=0", "--num-gpus=0")
-        self._start("head", head, lambda: answers(self.dashboard) and answers(self.agent))
+        self._start(NODES[0], head, lambda: answers(self.dashboard) and answers(self.agent))
         memory = memory_allotted() // WORKERS - OBJECT_STORE_BYTES
         for number, cpus in enumerate(shares(len(os.sched_getaffinity(0))), start=1):
             gpus = ["--num-gpus=0"] if number > 1 else []  # each node would take all GPUs for its own
             worker = worker_command(self.access["RAY_ADDRESS"], f"--num-cpus={cpus}", f"--memory={memory}", *gpus)
-            self._start(f"worker-{number}", worker, partial(self._has_nodes, 1 + number))
+            self._start(NODES[number], worker, partial(self._has_nodes, 1 + number))
         self._write_down(*(pid for node in self.nodes.values() for pid in descendants(node.pid)))
         self._write_environment()
 
@@ -167,7 +175,9 @@ class Starting:
     def _write_down(self, *others: int) -> None:
         pids = [node.pid for node in self.nodes.values()]
         known = {"session": self.session, "processes": [process for pid in (*pids, *others) if (process := seen(pid))]}
-        (self.folder / PROCESSES).write_text(json.dumps(known))
+        whole = self.folder / f"{PROCESSES}.new"
+        whole.write_text(json.dumps(known))
+        whole.replace(self.folder / PROCESSES)
 
     def _has_nodes(self, number: int) -> bool:
         url = f"{self.access['RAY_API_SERVER_ADDRESS']}/nodes?view=summary"

@@ -182,6 +182,12 @@ def test_what_a_killed_start_has_left_is_ended(tmp_path: Path):
     assert not folder.exists()
 
 
+def test_a_folder_keeps_what_is_not_of_the_cluster(tmp_path: Path):
+    (tmp_path / "mine.txt").touch()
+    assert run(command("stop", tmp_path)).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_two_do_not_start_at_once(tmp_path: Path):
     with local.alone(tmp_path / "state"):
         done = run(command("start", tmp_path / "state"))
