@@ -1,10 +1,10 @@
-# make demo, make test, make slow, make check: each sets up what it needs, and is quick to repeat.
+# make demo, make cluster, make test, make slow, make check: each sets up what it needs, and is quick to repeat.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo season test test-segment test-training test-rooms test-jobs test-parts slow check bench lock clean
+.PHONY: demo season cluster cluster-stop test test-segment test-training test-rooms test-jobs test-parts slow check bench lock clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/segment_region.py jobs/demo/zion/item.json --model jobs/demo/model --output demo-output
@@ -13,6 +13,12 @@ demo: .venv/ready
 season: .venv/ready
 	$(BIN)/python jobs/demo/season/replay.py season-output
 	@echo "open season-output/report.html to see it"
+
+cluster: .venv/ready
+	@$(BIN)/python -m cluster.local start
+
+cluster-stop: .venv/ready
+	@$(BIN)/python -m cluster.local stop
 
 # Five processes, three at a time, the longest first: most of the time is waiting. One that had run everything died of SIGSEGV while
 # the last fixture ended, after all tests had passed; why is not known.

@@ -67,6 +67,8 @@ def _init(address: str, options: dict[str, Any]) -> None:
             reason = " ".join(str(error).split())[:200]
             if address != "local":
                 fix = "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS"
+                if "Version mismatch" in reason:
+                    fix = "use the cluster's versions here, or submit the job: python -m cluster.submit -- python jobs/..."
                 raise Refused(f"cannot join Ray at {address}: {reason}; {fix}") from None
             if number == starts - 1:
                 raise RuntimeError(f"Ray did not start on this machine in {starts} tries: {reason}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from cluster.local import head_command, node_environment, worker_command
+from cluster.processes import alive as alive
+from cluster.processes import answers, descendants, free_port
 
 PROJECT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -82,15 +85,10 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict
         "RAY_ADDRESS": f"{ip}:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets need short paths
-        command = [
-            RAY, "start", "--head", "--block", f"--node-ip-address={ip}", f"--port={port}", f"--dashboard-port={dashboard}",
-            f"--num-cpus={cpus}", f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000",
-            f"--dashboard-agent-listen-port={free_port()}",  # without an agent of its own, in the default's place, it takes no jobs
-        ]  # fmt: skip
+        command = head_command(port, dashboard, free_port(), folder, f"--num-cpus={cpus}", f"--node-ip-address={ip}")
         head = subprocess.Popen(
-            command, env=clean_environment(**environment, **more) | {"RAY_ADDRESS": ""}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command, env=node_environment(environment) | more, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             wait_for(lambda: answers(dashboard), 90)
             yield environment | {"HEAD_PID": str(head.pid)}
@@ -101,44 +99,14 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict
 @contextmanager
 def ray_node(environment: dict[str, str], *options: str, within: Sequence[str] = (), **more: str) -> Iterator[subprocess.Popen]:
     """One more node of the cluster that `environment` joins, started by the command `within`."""
-    command = [
-        *within, RAY, "start", "--block", f"--address={environment['RAY_ADDRESS']}", "--object-store-memory=100000000",
-        f"--dashboard-agent-listen-port={free_port()}", *options,
-    ]  # fmt: skip
+    command = [*within, *worker_command(environment["RAY_ADDRESS"], *options)]
     node = subprocess.Popen(
-        command, env=clean_environment(**environment, **more), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=node_environment(environment) | more, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         yield node
     finally:
         end_group(node)
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and those that they started."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    found, known = [], {pid}
-    while new := [child for child, parent in parents.items() if parent in known and child not in known]:
-        known |= set(new)
-        found += new
-    return found
-
-
-def alive(pids: list[int]) -> list[int]:
-    """Those processes that have not ended."""
-    states = {}
-    for pid in pids:
-        try:
-            states[pid] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-    return [pid for pid, state in states.items() if state != "Z"]
 
 
 def titled(pids: list[int], title: str) -> list[int]:
@@ -151,17 +119,6 @@ def titled(pids: list[int], title: str) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as caller:
-        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(happened: Callable[[], object], seconds: float, every: float = 0.1) -> None:

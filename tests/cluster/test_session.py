@@ -103,3 +103,17 @@ def test_an_embedded_ray_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch)
     os.environ["RAY_ADDRESS"] = "127.0.0.1:6379"
     secure_embedded_ray()
     assert os.environ["RAY_AUTH_TOKEN"] == "the user's"  # a cluster is joined with the token its user has set
+
+
+def test_a_cluster_of_another_version_is_refused_in_one_line(ray_cluster: dict[str, str], unet, tmp_path: Path):
+    """This process says that it is an older Ray; what it is told comes from Ray itself."""
+    from tests.toys import smooth_noise, write_scene
+
+    scene = write_scene(tmp_path / "scene.tif", smooth_noise(1, (3, 60, 60)))
+    code = "import sys, ray; ray.__version__ = '2.55.1'; from jobs.segment_region import main; sys.exit(main(sys.argv[1:]))"
+    done = run([sys.executable, "-c", code, scene, "--model", unet.path, "--output", tmp_path / "out"], **ray_cluster)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"cannot join Ray at {ray_cluster['RAY_ADDRESS']}: Version mismatch: " in line and "Ray: 2.55.1" in line
+    assert "use the cluster's versions here, or submit the job: python -m cluster.submit" in line and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
