@@ -220,7 +220,7 @@ def head_command(port: int, dashboard: int, agent: int, session: str, *options: 
     """What starts a head on these ports of this machine, with its files in `session`; it runs until it is ended."""
     return [
         *start_command(agent), "--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={session}",
-        "--disable-usage-stats", *options,
+        f"--ray-client-server-port={free_port()}", "--disable-usage-stats", *options,
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,35 +152,39 @@ def test_nothing_is_left_of_it(cluster: Running):
 
 def test_nothing_is_left_of_one_that_is_interrupted_while_it_starts(tmp_path: Path):
     folder = tmp_path / "state"
-    starting = start(command("start", folder))
-    try:
-        wait_for(lambda: titled(descendants(starting.pid), "gcs_server"), 60)
-        everyone, known = descendants(starting.pid), read_known(folder)
+    with beginning(folder) as (starting, everyone):
+        known = read_known(folder)
         starting.send_signal(signal.SIGINT)
         err = starting.communicate(timeout=60)[1]
-    finally:
-        end_group(starting)
-    assert starting.returncode == 1 and err.splitlines()[-1] == "interrupted: nothing of the cluster is left"
-    wait_for(lambda: not alive(everyone), 10)
+        assert starting.returncode == 1 and err.splitlines()[-1] == "interrupted: nothing of the cluster is left"
+        wait_for(lambda: not alive(everyone), 10)
     assert not folder.exists() and known and not Path(known[0]).exists()
 
 
 def test_what_a_killed_start_has_left_is_ended(tmp_path: Path):
     folder = tmp_path / "state"
-    starting = start(command("start", folder))
-    everyone: list[int] = []
-    try:
-        wait_for(lambda: titled(descendants(starting.pid), "gcs_server"), 60)
-        everyone = descendants(starting.pid)
+    with beginning(folder) as (starting, everyone):
         starting.kill()
         starting.communicate()
         assert alive(everyone)
         assert run(command("stop", folder)).returncode == 0
         wait_for(lambda: not alive(everyone), 10)
+    assert not folder.exists()
+
+
+@contextmanager
+def beginning(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A cluster that has its first raylet; and all processes of it so far, which do not outlive the test."""
+    starting = start(command("start", folder))
+    everyone: list[int] = []
+    try:
+        wait_for(lambda: titled(descendants(starting.pid), "--raylet_socket_name="), 60)
+        everyone = descendants(starting.pid)
+        yield starting, everyone
     finally:
+        end_group(starting)
         for pid in alive(everyone):
             os.kill(pid, signal.SIGKILL)
-    assert not folder.exists()
 
 
 def test_a_folder_keeps_what_is_not_of_the_cluster(tmp_path: Path):
