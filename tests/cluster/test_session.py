@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Refused
-from tests.processes import RAY, clean_environment, end_group, run, wait_for
+from pipeline.models.bundle import Bundle
+from tests.processes import RAY, clean_environment, end_group, job_command, ray_head, run, wait_for
+from tests.toys import smooth_noise, write_scene
 
 LOOK = """
 import json, sys
@@ -29,10 +31,7 @@ with ray_session() as nodes:
 """
 
 
-def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(unet, tmp_path: Path):
-    from tests.processes import job_command
-    from tests.toys import smooth_noise, write_scene
-
+def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(unet: Bundle, tmp_path: Path):
     scene = write_scene(tmp_path / "scene.tif", smooth_noise(1, (3, 60, 60)))
     command = job_command("segment_region", scene, "--model", unet.path, "--output", tmp_path / "out")
     done = run(command, RAY_ADDRESS="127.0.0.1:1")
@@ -117,3 +116,24 @@ def test_a_cluster_of_another_version_is_refused_in_one_line(ray_cluster: dict[s
     assert f"cannot join Ray at {ray_cluster['RAY_ADDRESS']}: Version mismatch: " in line and "Ray: 2.55.1" in line
     assert "use the cluster's versions here, or submit the job: python -m cluster.submit" in line and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(unet: Bundle, tmp_path: Path):
+    scene = write_scene(tmp_path / "scene.tif", smooth_noise(3, (3, 64, 64)))
+    for gpus, said in (("1", "this machine has 0 GPUs"), ("1.5", "must be a part of 1, or a whole number"), ("-1", "must be a part of 1")):
+        done = run(job_command("segment_region", scene, "--model", unet.path, "--output", tmp_path / "out", "--gpus-per-worker", gpus))
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith(f"error: --gpus-per-worker {gpus}: {said}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_without_workers_is_asked_for_one_and_then_refused():
+    code = (
+        "import cluster.session as session\nfrom pipeline.errors import Refused\nsession.NODE_TIMEOUT_S, session.TELL_EVERY_S = 3.0, 1.0\n"
+        "with session.ray_session() as nodes:\n    assert not any(node.cpus for node in nodes)\n"
+        "    try:\n        session.find_device(nodes)\n    except Refused as refusal:\n        print(refusal)\n"
+    )
+    with ray_head(0) as environment:
+        done = run([sys.executable, "-c", code], **environment)
+    assert done.stdout.strip() == "the cluster has no node with cores or GPUs for workers, and none came within 3 s", done.stderr
+    assert "waiting for a node, for up to 3 s: the cluster has no node with cores" in done.stderr
