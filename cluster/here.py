@@ -23,10 +23,10 @@ from pipeline.results.publish import publish_scene
 LITTLE_PX = 4 * 2**20  # a few seconds of one core
 
 
-def is_little(todo: Sequence[OpenedScene], request: Request) -> bool:
+def is_little(todo: Sequence[OpenedScene]) -> bool:
     """Whether work is done sooner without Ray: there is no cluster and no GPU, and little of it."""
-    wanted = request.workers == "auto" and not os.environ.get("RAY_ADDRESS") and choose_device() == "cpu"
-    return wanted and sum(opened.region.window.pixels for opened in todo) <= LITTLE_PX
+    alone = not os.environ.get("RAY_ADDRESS") and choose_device() == "cpu"
+    return alone and sum(opened.region.window.pixels for opened in todo) <= LITTLE_PX
 
 
 def run_here(

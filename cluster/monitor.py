@@ -105,7 +105,8 @@ def request_for(watch: Watch, model: Model, access: Mapping[str, str]) -> Reques
     """How the scenes of a region are segmented: rules in fp32, at whose steps a rounding would be a class."""
     rules = model.bundle.architecture == ARCHITECTURE
     layers = ("mask",) if rules else ("mask", "confidence")
-    return Request(out=model.folder, settings=Settings(precision="fp32" if rules else watch.precision, layers=layers), access=access)
+    settings = Settings(precision="fp32" if rules else watch.precision, layers=layers)
+    return Request(out=model.folder, settings=settings, workers=watch.workers or "auto", access=access)
 
 
 def look(watch: Watch, model: Model, request: Request, newest: date | None = None, *, build: bool = True) -> Seen:
@@ -165,7 +166,7 @@ def segment_new(seen: Seen, model: Model, request: Request, watch: Watch) -> lis
         print(f"{len(works)} new scene(s), {actors} worker(s), run {record.run_id}", file=sys.stderr)
 
     with RunRecord(request.out, sys.argv, model.bundle, list(seen.done), seen.failed) as record:
-        if is_little(todo, request):
+        if is_little(todo):
             works = run_here(todo, model.bundle, request, description, record, started)
         else:
             secure_embedded_ray()

@@ -20,7 +20,8 @@ from pipeline.results.over_time import OverTimeSettings
 
 KEYS = {
     "region", "scenes", "collections", "bands", "clouds", "output", "parcels", "parcel_id", "districts", "district_id", "model", "rules",
-    "indices", "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "curve", "season", "changes",
+    "indices", "bbox", "aoi", "since", "until", "lookback_days", "minimum_valid_share", "precision", "workers", "curve", "season",
+    "changes",
 }  # fmt: skip
 NEEDED = ("region", "scenes", "output", "parcels")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
@@ -46,6 +47,7 @@ class Watch:
     lookback_days: int | None = None
     minimum_valid_share: float = 0.5
     precision: str = "auto"
+    workers: int | None = None  # as many as the cluster has room for
     over_time: OverTimeSettings = field(default_factory=OverTimeSettings)
 
     @property
@@ -109,7 +111,7 @@ def _watch(content: dict[str, Any], place: Place) -> Watch:
         ),
         area=area, lookback_days=_number(content, "lookback_days", 1, 10_000),
         minimum_valid_share=float(_number(content, "minimum_valid_share", 0.0, 1.0, default=0.5)),
-        precision=str(content.get("precision", "auto")),
+        precision=str(content.get("precision", "auto")), workers=_number(content, "workers", 1, 100_000),
         over_time=OverTimeSettings.parse({key: _mapping(content, key) for key in ("curve", "season", "changes") if content.get(key)}),
     )  # fmt: skip
 

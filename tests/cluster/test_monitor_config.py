@@ -42,7 +42,7 @@ def test_dates_with_and_without_quotes(tmp_path: Path):
     ("changes", "said"),
     [
         ({"minimum_valid_share": True}, "minimum_valid_share True: must be a number from 0.0 to 1.0"),
-        ({"lookback_days": 0}, "lookback_days 0: must be a number from 1 to 10000"),
+        ({"lookback_days": 0}, "lookback_days 0: must be a number from 1 to 10000"), ({"workers": 0}, "workers 0: must be a number from 1"),
         ({"clouds": {"asset": "scl"}}, "clouds: needs the asset"), ({"clouds": {"hidden": [3]}}, "clouds: needs the asset"),
         ({"clouds": {"asset": "scl", "hidden": [True]}}, "clouds: needs the asset"), ({"clouds": "scl"}, "clouds: needs the asset"),
         ({"rules": []}, "needs a model (a bundle) or rules, not both"), ({"since": "spring"}, "since spring: must be a date"),
