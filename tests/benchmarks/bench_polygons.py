@@ -1,6 +1,6 @@
 """Polygons of a gigapixel mask, a real land-cover raster repeated: time and peak memory, beside GDAL's polygonize on all of it at once.
 
-    python tests/benchmarks/bench_polygons.py [--megapixels 1074] [--zoom 4] [--min-area 5000] [--simplify 30] [--data ../shared/data]
+    python tests/benchmarks/bench_polygons.py [--megapixels 1074] [--width PX] [--zoom 4] [--min-area 5000] [--simplify 30]
 
 The raster's 30 m pixels are drawn `--zoom` times as large, as a mask of 10 m or finer has them. Each step runs in a process of its own
 and prints its wall time, CPU time, peak memory and polygons. GDAL is rasterio's `features.shapes` on the whole mask in memory,
@@ -44,6 +44,7 @@ CACHE_MIB = "64"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megapixels", type=int, default=1074)
+    parser.add_argument("--width", type=int, help="px of a mask that is as high as it takes (default: a square)")
     parser.add_argument("--zoom", type=int, default=4, help="px a side of one of the raster's")
     parser.add_argument("--min-area", type=float, default=5000.0, help="m2 of the step that sieves; 0 leaves it out")
     parser.add_argument("--simplify", type=float, default=0.0, help="m of the step that simplifies; 0 leaves it out")
@@ -56,11 +57,12 @@ def main() -> None:
         print(json.dumps(measured(*options.step)))
         return
     print(describe_machine())
-    side = round(math.sqrt(options.megapixels * 1e6))
+    width = options.width or round(math.sqrt(options.megapixels * 1e6))
+    height = round(options.megapixels * 1e6 / width)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
         class_bundle(folder / "bundle", [f"class {number}" for number in range(9)])
-        write_mask(options.data / "zion-landsat8" / "nlcd.tif", folder / "mask.tif", side, options.zoom)
+        write_mask(options.data / "zion-landsat8" / "nlcd.tif", folder / "mask.tif", (height, width), options.zoom)
         steps = {} if options.no_reference else {"GDAL, whole": ("gdal", "0")}
         steps["strips"] = ("ours", "0,0")
         if options.min_area:
@@ -78,21 +80,22 @@ def main() -> None:
             print(f"{title:26} {times}, {memory}, {found['polygons']} polygons, {found['vertices']} points", flush=True)
 
 
-def write_mask(source: Path, target: Path, side: int, zoom: int) -> None:
-    """The raster, mirrored to the right and downward as often as it takes, as a tiled mask of `side` x `side` px."""
+def write_mask(source: Path, target: Path, shape: tuple[int, int], zoom: int) -> None:
+    """The raster, mirrored to the right and downward as often as it takes, as a tiled mask of that height and width in px."""
+    high, wide = shape
     with rasterio.open(source) as dataset:
         tile_HW, crs, transform = dataset.read(1), dataset.crs, dataset.transform
     tile_HW = tile_HW.repeat(zoom, axis=0).repeat(zoom, axis=1)
     transform = transform * Affine.scale(1 / zoom)
     tile_HW = np.block([[tile_HW, tile_HW[:, ::-1]], [tile_HW[::-1], tile_HW[::-1, ::-1]]])
-    rows_HW = np.tile(tile_HW, (1, -(-side // tile_HW.shape[1])))[:, :side]
+    rows_HW = np.tile(tile_HW, (1, -(-wide // tile_HW.shape[1])))[:, :wide]
     with rasterio.open(
-        target, "w", driver="GTiff", dtype="uint8", nodata=NODATA, count=1, height=side, width=side, crs=crs, transform=transform,
+        target, "w", driver="GTiff", dtype="uint8", nodata=NODATA, count=1, height=high, width=wide, crs=crs, transform=transform,
         tiled=True, blockxsize=STRIP, blockysize=STRIP, compress="deflate",
     ) as dataset:  # fmt: skip
-        for row in range(0, side, STRIP):
-            height = min(STRIP, side - row)
-            dataset.write(rows_HW[np.arange(row, row + height) % len(rows_HW)], 1, window=Window(0, row, side, height))
+        for row in range(0, high, STRIP):
+            height = min(STRIP, high - row)
+            dataset.write(rows_HW[np.arange(row, row + height) % len(rows_HW)], 1, window=Window(0, row, wide, height))
 
 
 def measured(step: str, options: str, folder: str) -> dict[str, float]:

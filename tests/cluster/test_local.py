@@ -88,6 +88,7 @@ def test_a_second_start_says_that_it_is_running(cluster: Running):
     assert read_known(cluster.folder) == before
 
 
+@pytest.mark.slow
 def test_a_job_is_stopped_and_started_again(cluster: Running, tmp_path: Path):
     """By `ray job stop`: it says its last words. The next start does what is missing, on both workers."""
     cluster.faults.order({"every shard": {"sleep": 4.0}})

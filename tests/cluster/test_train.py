@@ -63,6 +63,7 @@ def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 @pytest.mark.timeout(900)  # Ray Train starts three times: 188 s were seen beside other tests
+@pytest.mark.slow
 def test_a_worker_and_the_driver_are_killed_and_the_end_is_the_same(pair: Path) -> None:
     """The worker is replaced and goes on after the last epoch; the same command goes on after the driver has died."""
     job = start(words(pair, LONG.epochs))

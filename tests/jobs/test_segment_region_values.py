@@ -32,6 +32,7 @@ def table(out: Path, scene: str = "scene") -> dict:
     return row
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_has_the_bytes_of_a_run_that_nothing_disturbed(
     scene: Path, exact_regression: Bundle, ray_cluster, tmp_path: Path
 ):
