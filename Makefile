@@ -20,14 +20,14 @@ cluster: .venv/ready
 cluster-stop: .venv/ready
 	@$(BIN)/python -m cluster.local stop
 
-# Five processes, three at a time, the longest first: most of the time is waiting. One that had run everything died of SIGSEGV while
-# the last fixture ended, after all tests had passed; why is not known.
+# Five processes, two at a time (three were slower, on two cores). One that had run everything died of SIGSEGV while the last fixture
+# ended, after all tests had passed; why is not known.
 TRAINING := tests/training tests/cluster/test_train.py tests/jobs/test_train_model.py tests/jobs/test_evaluate_model.py
 SEGMENT := tests/jobs/test_segment_region.py
 PARTS := $(filter-out $(SEGMENT),$(wildcard tests/jobs/test_segment_region*.py))
 
 test: .venv/ready-dev
-	$(MAKE) --no-print-directory --jobs=3 test-segment test-training test-rooms test-jobs test-parts
+	$(MAKE) --no-print-directory --jobs=2 test-segment test-training test-jobs test-rooms test-parts
 
 test-segment: .venv/ready-dev
 	$(BIN)/python -m pytest -q $(SEGMENT)
