@@ -8,6 +8,7 @@ that it held. The driver's own CPU is what this process takes without the actors
 last shard was begun for the first time, in units of a usual shard. `--real N` has N actors of Ray's in their place, which sleep.
 """
 
+# ruff: noqa: E402  Ray reads its settings when it is imported
 from __future__ import annotations
 
 import argparse
@@ -24,6 +25,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from cluster.environment import secure_embedded_ray
+
+secure_embedded_ray()  # before Ray is imported
 
 from cluster.dispatch import Lost
 from cluster.metrics import Metrics
@@ -167,9 +172,6 @@ class Sleeper:
 
 def with_ray(actors: int, shards: int, seconds: float, bundle: Bundle) -> None:
     """The same with Ray's actors, which share this machine's cores."""
-    from cluster.environment import secure_embedded_ray
-
-    secure_embedded_ray()
     import ray
 
     from cluster.actors import Actors
