@@ -7,6 +7,7 @@ LEAST_S = 600.0  # whatever was measured: storage may stall for minutes and come
 TIMES = 10  # what the slowest shard took
 SLOWEST_SHARD = 10_000  # px/s, for the first shards: a U-Net 64..1024 in fp32 does 73,000 on one core (tests/benchmarks/RESULTS.md)
 SLOWEST_PUBLICATION = 10_000_000  # px/s: joining parts was measured at 6,473 million
+NODE_TIMEOUT_S, TELL_EVERY_S = 600.0, 20.0  # without what is needed, and between words on it: a cloud's GPU may take 5 to 10 minutes
 ATTEMPTS = 3  # to do a task, before it is given up
 
 

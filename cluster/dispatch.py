@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cluster.deadlines import ATTEMPTS
+from cluster.deadlines import ATTEMPTS, NODE_TIMEOUT_S, TELL_EVERY_S
 from pipeline.errors import Refused, Unreadable
 from pipeline.imagery.storage import OUT_OF_REACH
 
 IN_FLIGHT = 2  # tasks an actor holds, so that it never waits for the driver
 LOOK_S = 0.5  # between looks at deadlines, at actors that are not up, and at whether there should be more or fewer of them
 RETRY_READY_S = 0.5  # before an actor that is being started again is asked whether it is up
-STALLED_S = 600.0  # without any actor that answers: give up; a cloud's node with a GPU may take 5 to 10 minutes to come
-TELL_EVERY_S = 20.0  # what is waited for
+STALLED_S = NODE_TIMEOUT_S  # without any actor that answers: give up
 IDLE_S = 60.0  # after which an actor that has nothing to do is let go
 SLOW, SLOW_S = 1.5, 2.0  # times, and seconds, that a task may take longer than others do until an idle actor does it as well
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # so that no other task would fare better
@@ -38,7 +37,7 @@ class Crew(Protocol):
         ...
 
     def hire(self, tasks: int) -> Sequence[Any]:
-        """Handles of actors to add, now that so many tasks are not done; none where there is no room for more."""
+        """Handles of actors to add, now that so many tasks wait for one; none where there is no room for more."""
         ...
 
     def wait(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.deadlines import NODE_TIMEOUT_S, TELL_EVERY_S
 from cluster.environment import PROJECT, Device, Node, in_submitted_job, ray_address
 from pipeline.errors import Refused
 from pipeline.imagery import storage
@@ -24,7 +25,6 @@ from pipeline.models.engine import choose_device, describe_device
 
 OBJECT_STORE_BYTES = 128 * 2**20  # no pixel goes through it: only plans, offsets and counts
 START_TIMEOUT_S = 60.0
-NODE_TIMEOUT_S, TELL_EVERY_S = 600.0, 20.0  # a cloud's node with a GPU may take 5 to 10 minutes to come
 STARTS = 3  # of an embedded Ray
 CONNECT_TIMEOUT_S = 5.0
 HEAD_EVERY_S = 5.0
