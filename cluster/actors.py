@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.deadlines import GROW_S
 from cluster.dispatch import Lost, reason_of
 from cluster.environment import Device
 from cluster.session import Head
@@ -24,6 +25,7 @@ from pipeline.results.polygons import PolygonOptions
 from pipeline.results.publish import Published, publish_scene
 
 HIRE_EVERY_S = 5.0  # as nodes come and go
+GROW_AT_ONCE = 8  # actors that nodes are started for, while there are fewer
 AT_ONCE = 2  # tasks in one actor: while a shard has the device, the next one reads and the one before is written
 
 
@@ -49,22 +51,30 @@ class Worker:
 
 
 class Actors:
-    """The crew of `dispatch`, of Ray's actors: `start` starts one, which `needs` that much, and there is `room` for so many now."""
+    """The crew of `dispatch`, of Ray's actors: `start` starts one, which `needs` that much, and there is `room` for so many now.
 
-    def __init__(self, start: Callable[[], Any], needs: str, room: Callable[[], int]):
-        self._start, self._needs, self._room = start, needs, room
+    Where the cluster `grows`, there are more of them if that pays: those for which there is no room wait, and that they do tells an
+    autoscaler to start nodes. A cluster without one leaves them waiting.
+    """
+
+    def __init__(self, start: Callable[[], Any], needs: str, room: Callable[[], int], grows: bool = False):
+        self._start, self._needs, self._room, self._grows = start, needs, room, grows
         self._hired, self._look_at, self._head = 0, 0.0, Head()
 
     def share(self, value: Any) -> Any:
         """Put a value into Ray's object store."""
         return ray.put(value)
 
-    def hire(self, tasks: int) -> list[Any]:
-        """Start as many actors as there is work and room for."""
+    def hire(self, tasks: int, seconds: float) -> list[Any]:
+        """Start as many actors as there is work and room for; and, of those for which nodes would have to come, as many as have
+        GROW_S of work each, but at most twice as many as there is room for, or a few."""
         if (now := time.monotonic()) < self._look_at:
             return []
         self._look_at = now + HIRE_EVERY_S
-        new = [self._start() for _ in range(min(tasks, self._room() - self._hired))]
+        most = room = self._room()
+        if self._grows:
+            most = max(room, min(int(seconds / GROW_S), max(2 * room, GROW_AT_ONCE)))
+        new = [self._start() for _ in range(min(tasks, most - self._hired))]
         self._hired += len(new)
         return new
 
@@ -99,7 +109,8 @@ class Actors:
 
 
 def worker_crew(
-    bundle: str, device: Device, *, cpus: int, memory_bytes: int, cache_bytes: int, access: Mapping[str, str], room: Callable[[], int]
+    bundle: str, device: Device, *, cpus: int, memory_bytes: int, cache_bytes: int, access: Mapping[str, str], room: Callable[[], int],
+    grows: bool,
 ) -> Actors:  # fmt: skip
     """The crew of a run, each with cores, or a GPU or a part of one, and its computed memory reserved.
 
@@ -113,4 +124,4 @@ def worker_crew(
     }  # fmt: skip
     start = partial(ray.remote(Worker).options(**options).remote, bundle, device.kind, access)
     gpus = f"{device.gpus:g} GPU, " if device.gpus else ""
-    return Actors(start, f"{gpus}{cpus} CPU and {memory_bytes / GIB:.1f} GiB", room)
+    return Actors(start, f"{gpus}{cpus} CPU and {memory_bytes / GIB:.1f} GiB", room, grows)

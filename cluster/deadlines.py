@@ -8,6 +8,7 @@ TIMES = 10  # what the slowest shard took
 SLOWEST_SHARD = 10_000  # px/s, for the first shards: a U-Net 64..1024 in fp32 does 73,000 on one core (tests/benchmarks/RESULTS.md)
 SLOWEST_PUBLICATION = 10_000_000  # px/s: joining parts was measured at 6,473 million
 NODE_TIMEOUT_S, TELL_EVERY_S = 600.0, 20.0  # without what is needed, and between words on it: a cloud's GPU may take 5 to 10 minutes
+GROW_S = 300.0  # work that each worker must have left for a node to be started, which may take as long
 ATTEMPTS = 3  # to do a task, before it is given up
 
 

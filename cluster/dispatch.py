@@ -36,8 +36,9 @@ class Crew(Protocol):
         """An argument of many calls, sent to a node once."""
         ...
 
-    def hire(self, tasks: int) -> Sequence[Any]:
-        """Handles of actors to add, now that so many tasks wait for one; none where there is no room for more."""
+    def hire(self, tasks: int, seconds: float) -> Sequence[Any]:
+        """Handles of actors to add, now that so many tasks wait for one, which will take one actor about so long (0 if that is
+        not known yet); none where there is no room for more, and no node worth waiting for."""
         ...
 
     def wait(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
@@ -125,7 +126,8 @@ def dispatch(
     Unreadable has failed on its data and is not begun again. When nothing is left to begin, an actor without work does what
     has been under way for longest a second time, if that takes far longer than usual and is harmless.
 
-    Actors are added as the crew finds room for them, and those that have nothing to do are let go. Raises Refused where an
+    Actors are added as the crew finds room for them. Once nothing is left to begin, those that are not up yet are let go, and
+    those that have had nothing to do for a while. Raises Refused where an
     actor does, and OSError where an actor cannot write, since then all would; RuntimeError where no actor comes up.
     """
     return _Dispatch(work, crew, deadline_s, tick).outcomes()
@@ -141,6 +143,7 @@ class _Dispatch:
         self.flights: dict[Task, _Flight] = {}
         self.owners: dict[Any, _Actor] = {}  # of the calls that are under way
         self.took: dict[str, tuple[float, int]] = {}  # seconds and sizes of what is done, by method
+        self.done = 0
         self.alive_at = self.told_at = time.monotonic()  # when an actor was last known to be up, or a person was told
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -167,7 +170,7 @@ class _Dispatch:
         """All that no answer tells: who is up, who is late, who waits for work, and whether there should be more of them."""
         waiting = sum(not (actor.up and actor.flying) for actor in self.actors)
         if (more := len(self.work) + len(self.suspects) - waiting) > 0:
-            self.actors += map(_Actor, self.crew.hire(more))
+            self.actors += map(_Actor, self.crew.hire(more, more * self._seconds_a_task()))
         for actor in self.actors:
             if not actor.up and actor.asked is None and now >= actor.ask_at:
                 actor.asked = actor.handle.ready.remote()
@@ -238,6 +241,7 @@ class _Dispatch:
             elif flight := self.flights.pop(task, None):  # or another actor was done before
                 seconds, size = self.took.get(task.method, (0.0, 0))
                 self.took[task.method] = seconds + now - flight.since, size + task.size
+                self.done += 1
                 yield Outcome(task, result)
 
     def _again(self, task: Task, reason: str, *, for_good: bool = False) -> Iterator[Outcome]:
@@ -287,11 +291,19 @@ class _Dispatch:
             return math.inf
         return max(SLOW * seconds / size * task.size, SLOW_S)
 
+    def _seconds_a_task(self) -> float:
+        """What a task takes an actor on average, which has as many at once as it may hold; 0 before the first is done."""
+        return sum(seconds for seconds, _ in self.took.values()) / max(self.done, 1) / IN_FLIGHT
+
     def _let_go(self, now: float) -> None:
-        """Let actors go that have had nothing to do for a while, so that their nodes may go; one stays."""
-        for actor in [actor for actor in self.actors if actor.up and not actor.flying and now - actor.idle_since > IDLE_S]:
-            if len(self.actors) > 1:
+        """Let actors go that are not up, so that no node is started for them any more, and those that have had nothing to do for
+        a while, so that their nodes may go; one that is up stays."""
+        there = sum(actor.up for actor in self.actors)
+        for actor in [actor for actor in self.actors if not actor.flying and (not actor.up or now - actor.idle_since > IDLE_S)]:
+            if there > actor.up:
+                there -= actor.up
                 self.actors.remove(actor)
+                self.owners.pop(actor.asked, None)
                 self.crew.end(actor.handle, again=False)
 
     def _check_alive(self, now: float) -> None:

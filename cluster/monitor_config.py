@@ -47,7 +47,7 @@ class Watch:
     lookback_days: int | None = None
     minimum_valid_share: float = 0.5
     precision: str = "auto"
-    workers: int | None = None  # as many as the cluster has room for
+    workers: int | None = None  # as many as pay
     over_time: OverTimeSettings = field(default_factory=OverTimeSettings)
 
     @property

@@ -16,7 +16,7 @@ import ray
 from cluster.actors import worker_crew
 from cluster.deadlines import Deadlines
 from cluster.dispatch import Crew, Task, dispatch
-from cluster.environment import Device
+from cluster.environment import Device, ray_address
 from cluster.metrics import Metrics
 from cluster.progress import Progress
 from cluster.record import RunRecord
@@ -71,6 +71,7 @@ def run_scenes(
                 bundle.path, device, cpus=device.cpus(nodes), memory_bytes=memory_bytes,
                 cache_bytes=max(work.plan.cache_bytes for work in works), access=request.access,
                 room=lambda: room_for(request, device, alive_nodes(), memory_bytes),
+                grows=request.workers == "auto" and ray_address() != "local",
             )  # fmt: skip
             segment_scenes(works, crew, record, Metrics(bundle), accept_partial=request.accept_partial, polygons=request.polygons)
     return works

@@ -131,7 +131,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--workers",
         default="auto",
         metavar="N",
-        help="actors, one a core or GPU; of an autoscaling cluster, at most (default: as many as it has room for)",
+        help="actors, one a core or GPU, at most (default: as many as there is room for, and for which an autoscaler starts nodes)",
     )
     parser.add_argument(
         "--gpus-per-worker", type=float, metavar="N", help="0.5: two share one; 0: none (default: 1 where the cluster has any)"

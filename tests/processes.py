@@ -74,7 +74,7 @@ def job_command(job: str, *arguments: object) -> list[object]:
 
 
 @contextmanager
-def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict[str, str]]:
+def ray_head(cpus: int = 2, ip: str = "127.0.0.1", *options: str, **more: str) -> Iterator[dict[str, str]]:
     """A Ray head on ports of its own, with token authentication; `more` is for the environment of all that it starts.
 
     Yields the environment that its users set. What its last entry, HEAD_PID, names is the process that started all others.
@@ -85,7 +85,7 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", **more: str) -> Iterator[dict
         "RAY_ADDRESS": f"{ip}:{port}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets need short paths
-        command = head_command(port, dashboard, free_port(), folder, f"--num-cpus={cpus}", f"--node-ip-address={ip}")
+        command = head_command(port, dashboard, free_port(), folder, f"--num-cpus={cpus}", f"--node-ip-address={ip}", *options)
         head = subprocess.Popen(
             command, env=node_environment(environment) | more, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

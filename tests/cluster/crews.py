@@ -75,7 +75,7 @@ class Crew:
     def share(self, value: Any) -> Any:
         return value
 
-    def hire(self, tasks: int) -> list[Pretended]:
+    def hire(self, tasks: int, seconds: float) -> list[Pretended]:
         there = len(self.hired) - sum(not again for _, again in self.ended)
         new = [Pretended(len(self.hired) + number, self) for number in range(min(tasks, self.room() - there))]
         self.hired += new

@@ -250,6 +250,54 @@ def test_nodes_that_join_get_work_and_actors_without_any_are_let_go(monkeypatch:
     assert {again for _, again in crew.ended} == {False} and len(crew.ended) == 3, "and all but the one that had the last task are gone"
 
 
+def test_actors_that_are_not_up_when_nothing_is_left_to_begin_are_let_go():
+    """They wait for a node that an autoscaler would start for nothing."""
+    crew = Crew(lambda *_: (1.0, "done"), lambda: 4, start_s=NEVER)
+    ask = crew.ask
+    crew.ask = lambda actor, method, arguments: ask(actor, method if actor.number else "no start", arguments)  # type: ignore[method-assign]
+    found = outcomes([Task("segment", (number,), number) for number in range(4)], crew)
+    assert len(found) == 4 and len(crew.hired) == 4
+    assert sorted(actor.number for actor, again in crew.ended if not again) == [1, 2, 3]
+
+
+def test_a_crew_hears_how_much_work_waits():
+    told: list[tuple[int, float]] = []
+
+    class Told(Crew):
+        def hire(self, tasks: int, seconds: float) -> list[Pretended]:
+            told.append((tasks, seconds))
+            return super().hire(tasks, seconds)
+
+    outcomes([Task("segment", (number,), number) for number in range(12)], Told(lambda *_: (0.2, "done"), lambda: 1))
+    assert told[0] == (12, 0.0), "nothing is known yet"
+    later = [seconds / tasks for tasks, seconds in told if seconds]
+    assert later and all(0.1 < each < 0.3 for each in later), "one after another, two of them in the actor at any time"
+    assert [tasks for tasks, _ in told] == sorted((tasks for tasks, _ in told), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("grows", "room", "tasks", "seconds", "expected"),
+    [
+        (False, 4, 1000, 1e6, 4),
+        (True, 4, 1000, 0.0, 4),  # nothing is known yet
+        (True, 4, 1000, 4 * 300.0, 4),  # 300 s for each of those there is room for
+        (True, 4, 1000, 6 * 300.0, 6),
+        (True, 4, 5, 6 * 300.0, 5),
+        (True, 4, 1000, 1e6, 8),
+        (True, 40, 1000, 1e6, 80),  # as many again at a time
+        (True, 0, 1000, 1e6, 8),  # all nodes are gone
+    ],
+)
+def test_nodes_are_asked_for_where_each_worker_would_have_enough_to_do(
+    monkeypatch: pytest.MonkeyPatch, grows: bool, room: int, tasks: int, seconds: float, expected: int
+):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    crew = Actors(object, "a wish", lambda: room, grows)
+    assert len(crew.hire(tasks, seconds)) == expected
+    crew._look_at = 0.0
+    assert not crew.hire(tasks - expected, seconds), "those that wait are counted"
+
+
 def test_a_run_without_workers_says_what_it_waits_for_and_gives_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(dispatching, "STALLED_S", 2.0)
     monkeypatch.setattr(dispatching, "TELL_EVERY_S", 0.7)
