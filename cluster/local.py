@@ -180,20 +180,25 @@ class Starting:
         whole.replace(self.folder / PROCESSES)
 
     def _has_nodes(self, number: int) -> bool:
-        url = f"{self.access['RAY_API_SERVER_ADDRESS']}/nodes?view=summary"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.access['RAY_AUTH_TOKEN']}"})
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                found = json.load(answer)["data"]["summary"]
-        except (OSError, ValueError):  # no answer, or not all of one
-            return False
-        return sum(node["raylet"].get("state") == "ALIVE" for node in found) == number
+        return count_nodes(self.access) == number
 
     def _write_environment(self) -> None:
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self.access.items()]
         lines.append(f"export PATH={shlex.quote(str(BIN))}:$PATH")
         with open(os.open(self.folder / ENVIRONMENT, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write("\n".join([*lines, ""]))
+
+
+def count_nodes(access: Mapping[str, str]) -> int:
+    """How many nodes a cluster has now, by its dashboard, for which its users have `access` in their environment; 0 without an answer."""
+    url = f"{access['RAY_API_SERVER_ADDRESS']}/nodes?view=summary"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {access['RAY_AUTH_TOKEN']}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            found = json.load(answer)["data"]["summary"]
+    except (OSError, ValueError):  # no answer, or not all of one
+        return 0
+    return sum(node["raylet"].get("state") == "ALIVE" for node in found)
 
 
 def usage(folder: Path) -> str:

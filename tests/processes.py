@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.local import head_command, node_environment, worker_command
+from cluster.local import count_nodes, head_command, node_environment, worker_command
 from cluster.processes import alive as alive
 from cluster.processes import answers, descendants, free_port
 
@@ -107,6 +107,21 @@ def ray_node(environment: dict[str, str], *options: str, within: Sequence[str] =
         yield node
     finally:
         end_group(node)
+
+
+@contextmanager
+def two_nodes(*, within: Sequence[str] = (), **more: str) -> Iterator[tuple[dict[str, str], tuple[int, int]]]:
+    """A cluster as `make cluster` starts it: a head without work of its own and two nodes of a core each, started by the command `within`.
+
+    Yields the environment of its users, and the processes that started the nodes.
+    """
+    with (
+        ray_head(0, **more) as environment,
+        ray_node(environment, "--num-cpus=1", within=within, **more) as first,
+        ray_node(environment, "--num-cpus=1", within=within, **more) as second,
+    ):
+        wait_for(lambda: count_nodes(environment) == 3, 120)
+        yield environment, (first.pid, second.pid)
 
 
 def titled(pids: list[int], title: str) -> list[int]:

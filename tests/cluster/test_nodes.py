@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.local import count_nodes
 from pipeline.models.bundle import Bundle
 from tests.faults.ordered import Faults
 from tests.jobs.test_faults import Stage
@@ -40,20 +41,21 @@ def stage(tmp_path_factory: pytest.TempPathFactory, exact_unet: Bundle, ray_clus
 
 
 @contextmanager
-def two_nodes(faults: Faults, ip: str = "127.0.0.1", *options: str, within: tuple[str, ...] = ()) -> Iterator[tuple[dict[str, str], int]]:
+def head_and_node(
+    faults: Faults, ip: str = "127.0.0.1", *options: str, within: tuple[str, ...] = ()
+) -> Iterator[tuple[dict[str, str], int]]:
     """A head and a second node, of a core each. Yields the environment of users, and the process that started the second node."""
     with (
         ray_head(1, ip, **faults.environment) as environment,
         ray_node(environment, "--num-cpus=1", *options, within=within, **faults.environment) as node,
     ):
-        wait_for(lambda: titled(descendants(node.pid), "raylet"), 60)
-        time.sleep(5)  # until it has joined
+        wait_for(lambda: count_nodes(environment) == 2, 120)
         yield environment | faults.environment, node.pid
 
 
 def test_a_raylet_is_killed(stage: Stage, tmp_path: Path):
     stage.faults.order({"every shard": {"sleep": 4.0}})
-    with two_nodes(stage.faults) as (environment, node):
+    with head_and_node(stage.faults) as (environment, node):
         job = start(stage.command(tmp_path), **environment)
         try:
             wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
@@ -181,7 +183,7 @@ def wire() -> Iterator[Wire]:
 def test_a_node_is_cut_off(stage: Stage, tmp_path: Path, wire: Wire, when: str):
     """It sees OUT as before, and goes on writing; the driver begins anew elsewhere what it does not hear of any more."""
     stage.faults.order({"every shard": {"sleep": 4.0}, "publish": {"sleep": 20.0, "times": 9}})
-    with two_nodes(stage.faults, wire.here, f"--node-ip-address={wire.there}", within=wire.inside) as (environment, node):
+    with head_and_node(stage.faults, wire.here, f"--node-ip-address={wire.there}", within=wire.inside) as (environment, node):
         job = start(stage.command(tmp_path), **environment)
         try:
             wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)

@@ -1,4 +1,7 @@
-"""The main job under faults: whatever dies, hangs, fills up or changes, the next start does what is missing, to the same bytes."""
+"""The main job under faults: whatever dies, hangs, fills up or changes, the next start does what is missing, to the same bytes.
+
+All on one machine by itself, with an embedded Ray where that is possible, and on a cluster of two nodes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,7 @@ import rasterio
 from pipeline.models.bundle import Bundle
 from tests.faults.ordered import Faults
 from tests.jobs.test_segment_region import files_of, last_record, parts_of, read_mask, segment
-from tests.processes import RAY, alive, all_ended, descendants, end_group, ray_head, run, start, submit, titled, wait_for
+from tests.processes import RAY, alive, all_ended, descendants, end_group, ray_head, run, start, submit, titled, two_nodes, wait_for
 from tests.toys import smooth_noise, write_scene
 
 SHARDS = 9
@@ -36,13 +40,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @dataclass(frozen=True)
 class Stage:
-    """A scene, what an undisturbed run makes of it, and a cluster whose processes do what `faults` orders."""
+    """A scene, what an undisturbed run makes of it, and a cluster whose processes do what `faults` orders.
+
+    `nodes` are the processes that started the nodes of two; where there is but one, jobs may as well start a Ray of their own.
+    """
 
     scene: Path
     bundle: Bundle
     expected: dict[str, bytes]
     faults: Faults
     cluster: dict[str, str]
+    nodes: tuple[int, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a job on two nodes, or with an embedded Ray."""
+        return self.cluster if self.nodes else self.faults.environment
+
+    def workers(self, job: subprocess.Popen[str]) -> list[int]:
+        """The actors of a job that was started in this environment."""
+        return [pid for top in self.nodes or (job.pid,) for pid in titled(descendants(top), "ray::Worker")]
 
     def command(self, out: Path, *more: object) -> list[object]:
         return segment(self.scene, self.bundle, out, "--shard", 512, *more)
@@ -70,33 +87,40 @@ def finals(out: Path) -> list[str]:
     return sorted(path.name for path in out.rglob("*") if path.name in ("mask.tif", "manifest.json", "item.json", "scene.parquet"))
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, exact_unet: Bundle) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=["one node", "two nodes"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, exact_unet: Bundle) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
     scene = write_scene(folder / "scene.tif", smooth_noise(50, (3, 1400, 1300)))
     faults = Faults(tmp_path_factory.mktemp("faults"))
-    with ray_head(**faults.environment) as cluster:
-        whole = Stage(scene, exact_unet, {}, faults, cluster | faults.environment)
+    with cluster_of(2 if request.param == "two nodes" else 1, **faults.environment) as (cluster, nodes):
+        whole = Stage(scene, exact_unet, {}, faults, cluster | faults.environment, nodes)
         done = run(whole.command(folder / "out"), **whole.cluster)
         assert done.returncode == 0, done.stderr
         assert len(parts_of(folder / "out")) == SHARDS and not temporaries(folder / "out")
-        yield Stage(scene, exact_unet, files_of(folder / "out"), faults, whole.cluster)
+        yield replace(whole, expected=files_of(folder / "out"))
 
 
-def workers(pid: int) -> list[int]:
-    return titled(descendants(pid), "ray::Worker")
+@contextmanager
+def cluster_of(number: int, *, within: Sequence[str] = (), **more: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+    """A cluster of one node or two, and the processes that started the nodes where they are two."""
+    if number == 2:
+        with two_nodes(within=within, **more) as two:
+            yield two
+    else:
+        with ray_head(**more) as environment:
+            yield environment, ()
 
 
 def test_actors_killed_five_times(stage: Stage, tmp_path: Path):
     chance = random.Random(5)
     stage.faults.order(SLOW)
-    job = start(stage.command(tmp_path), **stage.faults.environment)
+    job = start(stage.command(tmp_path), **stage.environment)
     killed = 0
     try:
         wait_for(lambda: parts_of(tmp_path), 120)
         while killed < 5 and job.poll() is None:
             time.sleep(chance.uniform(0.2, 3.0))
-            if victims := workers(job.pid):
+            if victims := stage.workers(job):
                 os.kill(chance.choice(victims), signal.SIGKILL)
                 killed += 1
         out, err = job.communicate(timeout=200)
@@ -114,14 +138,14 @@ ENDINGS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT, "SIGKILL": signal
 
 @pytest.mark.parametrize("how", ENDINGS)
 def test_the_driver_is_ended(stage: Stage, tmp_path: Path, how: str):
-    """With an embedded Ray; Ctrl-C reaches the whole group of a terminal's processes."""
+    """An embedded Ray is ended with it; Ctrl-C reaches the whole group of a terminal's processes."""
     stage.faults.order(SLOW)
-    job = start(stage.command(tmp_path), **stage.faults.environment)
+    job = start(stage.command(tmp_path), **stage.environment)
     others: list[int] = []
     try:
         wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
         others = descendants(job.pid)
-        gone = titled(others, "ray::Worker") + titled(others, "--raylet_socket_name=")
+        gone = stage.workers(job) + titled(others, "--raylet_socket_name=")
         os.killpg(job.pid, ENDINGS[how]) if how == "Ctrl-C" else os.kill(job.pid, ENDINGS[how])
         out, err = job.communicate(timeout=60)
         wait_for(lambda: not alive(gone), 60)  # an actor may finish its shard before Ray ends it
@@ -154,7 +178,7 @@ def test_a_submitted_job_is_stopped(stage: Stage, tmp_path: Path):
 def test_the_head_is_killed(stage: Stage, tmp_path: Path):
     """All of Ray on that machine dies at once. The driver that is left publishes nothing more, ends before Ray ends it, and says why."""
     stage.faults.order(SLOW)
-    with ray_head(**stage.faults.environment) as environment:
+    with cluster_of(len(stage.nodes) or 1, **stage.faults.environment) as (environment, _):
         job = start(stage.command(tmp_path), **environment, **stage.faults.environment)
         try:
             wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
@@ -202,10 +226,21 @@ def test_a_shard_that_hangs_is_begun_again(stage: Stage, tmp_path: Path, how: st
     assert stage.same(tmp_path) and not temporaries(tmp_path)
 
 
+def test_a_shard_that_two_actors_do(stage: Stage, tmp_path: Path):
+    """One hangs long before its deadline; when nothing else is left, the other one does the shard, too, and the run ends with it."""
+    stage.faults.order({FIRST: {"hang": True, "times": 1}})
+    done = run(stage.command(tmp_path), **stage.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stage.faults.times(FIRST) == 1
+    assert not last_record(tmp_path)["scenes"][0]["attempts"], "none failed"
+    assert stage.same(tmp_path) and not temporaries(tmp_path)
+
+
 def test_two_drivers_on_one_out(stage: Stage, tmp_path: Path):
-    """Each with a Ray of its own, and different numbers of workers and batches, which may differ: the first one's plan holds."""
+    """Each with a Ray or a node of its own, and different batches, which may differ: the first one's plan holds."""
     stage.faults.order({"every shard": {"sleep": 0.3}, "publish": {"sleep": 2.0}})
-    jobs = [start(stage.command(tmp_path, *more), **stage.faults.environment) for more in ([], ["--workers", 1, "--batch", 2])]
+    first = ["--workers", 1] if stage.nodes else []
+    jobs = [start(stage.command(tmp_path, *more), **stage.environment) for more in (first, ["--workers", 1, "--batch", 2])]
     said = all_ended(jobs)
     assert [job.returncode for job in jobs] == [0, 0], said
     losers = [out for out, _ in said if "another run finished this scene first" in out or "were done already" in out]
@@ -349,22 +384,23 @@ def test_a_disk_that_fills_up(stage: Stage, tmp_path: Path):
 
 
 def test_permission_lost_in_mid_run(stage: Stage, tmp_path: Path):
-    """With an embedded Ray; root gives up the right to write where it may not."""
+    """Root gives up the right to write where it may not, in the driver and in all that it or a node starts."""
     out, dropped = tmp_path / "out", "-dac_override,-dac_read_search"
     humble = ["setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}"] if ROOT else []
     stage.faults.order(SLOW)
-    job = start([*humble, *stage.command(out)], **stage.faults.environment)
-    folder = None
-    try:
-        wait_for(lambda: len(parts_of(out)) >= 3 or job.poll() is not None, 120)
-        assert job.poll() is None, job.communicate()
-        folder = next(out.glob("scenes/scene/parts/*"))
-        folder.chmod(0o555)
-        said, err = job.communicate(timeout=120)
-    finally:
-        end_group(job)
-        if folder:
-            folder.chmod(0o777)
+    with two_nodes(within=humble, **stage.faults.environment) if stage.nodes else nullcontext(({}, ())) as (cluster, _):
+        job = start([*humble, *stage.command(out)], **cluster, **stage.faults.environment)
+        folder = None
+        try:
+            wait_for(lambda: len(parts_of(out)) >= 3 or job.poll() is not None, 120)
+            assert job.poll() is None, job.communicate()
+            folder = next(out.glob("scenes/scene/parts/*"))
+            folder.chmod(0o555)
+            said, err = job.communicate(timeout=120)
+        finally:
+            end_group(job)
+            if folder:
+                folder.chmod(0o777)
     assert job.returncode == 1, said + err
     assert "Permission denied" in err.splitlines()[-1] and "start the same command again" in err and "Traceback" not in err
     assert 3 <= len(parts_of(out)) < SHARDS and not finals(out)
@@ -375,6 +411,8 @@ def test_rays_memory_killer(stage: Stage, tmp_path: Path):
     """An actor that grows beyond what the node may use is killed by Ray; the shard is begun again."""
     import psutil
 
+    if stage.nodes:
+        pytest.skip("both nodes see the memory of one machine: each would kill, for what one takes")
     memory = psutil.virtual_memory()
     room, grown = 3 * 2**30, 5 * 2**10
     if memory.available < 8 * 2**30:
@@ -415,7 +453,7 @@ def test_values_that_overflow_the_network_are_named_nodata(stage: Stage, tmp_pat
 def test_clock_jumps(stage: Stage, tmp_path: Path):
     """By ten years, to and fro, each time that a process looks at its clock; and a run that goes on where a later one stopped."""
     stage.faults.order({"clock": 3e8} | SLOW)
-    job = start(stage.command(tmp_path), **stage.faults.environment)
+    job = start(stage.command(tmp_path), **stage.environment)
     try:
         wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
         os.kill(job.pid, signal.SIGKILL)
@@ -423,7 +461,7 @@ def test_clock_jumps(stage: Stage, tmp_path: Path):
     finally:
         end_group(job)
     stage.faults.order({"clock": 3e8})
-    done = run(stage.command(tmp_path), **stage.faults.environment)
+    done = run(stage.command(tmp_path), **stage.environment)
     assert done.returncode == 0, done.stderr
     assert stage.same(tmp_path) and not temporaries(tmp_path)
     years = {name[:4] for name in os.listdir(tmp_path / "runs")}
