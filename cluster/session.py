@@ -9,12 +9,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.deadlines import NODE_TIMEOUT_S, TELL_EVERY_S
@@ -122,9 +123,8 @@ def find_device(nodes: Sequence[Node], gpus: float | None = None) -> Device:
 
     `gpus` is what an actor was said to have. Where no node has what is needed yet, one is waited for, which an autoscaler adds.
     """
-    if gpus is None and not any(node.cpus or node.gpus for node in nodes):  # as of a cluster that has let all of them go
-        _patiently(ray.remote(num_cpus=1)(describe_device).remote("cpu"), "the cluster has no node with cores or GPUs for workers")
-        nodes = alive_nodes()
+    if gpus is None:
+        nodes = await_node(nodes)
     if gpus or (gpus is None and any(node.gpus for node in nodes)):
         wanted = gpus or 1.0
         if ray_address() == "local" and sum(node.gpus for node in nodes) < wanted:
@@ -135,6 +135,24 @@ def find_device(nodes: Sequence[Node], gpus: float | None = None) -> Device:
         return Device("cpu", describe_device("cpu"))
     describe = ray.remote(num_cpus=1)(describe_device)
     return Device("cpu", _patiently(describe.remote("cpu"), "no node has a core free"))
+
+
+def await_node(nodes: Sequence[Node]) -> Sequence[Node]:
+    """The nodes, when there is one with cores or GPUs: a cluster that has let all of them go is asked for one. Raises Refused."""
+    if any(node.cpus or node.gpus for node in nodes):
+        return nodes
+    _patiently(ray.remote(num_cpus=1)(describe_device).remote("cpu"), "the cluster has no node with cores or GPUs for workers")
+    return alive_nodes()
+
+
+def await_room(number: int, needs: Mapping[str, float], missing: str) -> Sequence[Node]:
+    """The nodes, when there is room for so many workers at once, for which an autoscaler adds some. Raises Refused."""
+    group = placement_group([dict(needs)] * number)
+    try:
+        _patiently(group.ready(), missing)
+    finally:
+        remove_placement_group(group)
+    return alive_nodes()
 
 
 def _patiently(answer: Any, missing: str) -> Any:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.environment import Node
+from cluster.session import await_node, await_room
 from pipeline.errors import Refused, Unreadable
 from pipeline.training.fit import Training, fit
 from pipeline.training.loop import Epoch, State, Trainer, best_epoch
@@ -98,20 +99,29 @@ def _work(config: dict[str, Any]) -> None:
         ray.get(board.write.remote(refused=str(error)))
 
 
+def await_workers(workers: int, nodes: Sequence[Node]) -> Sequence[Node]:
+    """The nodes, when there are enough of them for so many workers. Raises Refused."""
+    nodes = await_node(nodes)
+    on_gpu = any(node.gpus for node in nodes)
+    slots = sum(node.gpus if on_gpu else node.cpus for node in nodes)
+    if workers <= slots:
+        return nodes
+    missing = f"--workers {workers}: Ray has {slots} {'GPUs' if on_gpu else 'CPU cores'}"
+    return await_room(workers, {"CPU": 1} | ({"GPU": 1} if on_gpu else {}), missing)
+
+
 def train_on_ray(
-    training: Training, nodes: list[Node], *, workers: int, storage: str, name: str, tell: Callable[[News], None],
+    training: Training, nodes: Sequence[Node], *, workers: int, storage: str, name: str, tell: Callable[[News], None],
     access: Mapping[str, str],
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Train on `workers` of Ray's workers, and return the scores on the test set; `tell` hears how far it is.
+    """Train on `workers` of Ray's workers, for which these nodes have room; `tell` hears how far it is. Returns the scores on the test set.
 
     The same `name` in the same `storage`, a folder or s3:// URI that all nodes see, goes on after the last epoch that was
     finished there; `access` says where s3:// is. A worker or node that dies is replaced up to 5 times. Raises Refused where
-    the cluster is too small or the data cannot be trained on, RuntimeError where workers go on dying.
+    the data cannot be trained on, RuntimeError where workers go on dying.
     """
     on_gpu = any(node.gpus for node in nodes)
     slots = {node.node_id: node.gpus if on_gpu else node.cpus for node in nodes}
-    if workers > sum(slots.values()):
-        raise Refused(f"--workers {workers}: Ray has {sum(slots.values())} {'GPUs' if on_gpu else 'CPU cores'}")
     used = [node for node in nodes if slots[node.node_id]]  # not a head without work of its own
     cpus = max(1, min(node.cpus for node in used) // -(-workers // len(used)))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # another node may die

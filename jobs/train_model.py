@@ -33,7 +33,7 @@ from pipeline.models.random_bundle import save_random_bundle
 from pipeline.models.zoo import table
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.fit import Training, fit
-from pipeline.training.loop import CLASS_METRICS, OPTIMISERS, SCHEDULES, VALUE_METRICS, Epoch, Recipe, Trainer, best_epoch
+from pipeline.training.loop import CLASS_METRICS, OPTIMISERS, PRECISIONS, SCHEDULES, VALUE_METRICS, Epoch, Recipe, Trainer, best_epoch
 from pipeline.training.losses import SQUARED_ERROR
 from pipeline.training.prepare import Request, describe, draw_check, prepare
 
@@ -129,10 +129,11 @@ def run_training(training: Training, options: argparse.Namespace, access: Mappin
         raise Refused(f"--workers {options.workers}: this machine has {slots} {'GPUs' if on_gpu else 'CPU cores'}")
     secure_embedded_ray()
     from cluster.session import check_paths, ray_session
-    from cluster.train import train_on_ray
+    from cluster.train import await_workers, train_on_ray
 
     place = options.checkpoints or str(training.run)
-    with ray_session() as nodes:
+    with ray_session() as found:
+        nodes = await_workers(options.workers, found)
         scenes = [item for some in training.split.sets().values() for item in some]
         files = [path for item in scenes for path in (item.labels.place, *(band.path for band in item.scene.bands))]
         check_paths(nodes, sorted({str(storage.place_of(path).parent) for path in files}), str(training.output))
@@ -314,7 +315,7 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
         help=f"that the best epoch is chosen by (default {CLASS_METRICS[0]}, with --loss mse {VALUE_METRICS[0]})",
     )  # fmt: skip
     group.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="bf16" if choose_device() == "cuda" else "fp32", help="of the computation"
+        "--precision", choices=PRECISIONS, default=usual.precision, help="of the computation (default auto: bf16 on GPUs, fp32 on CPUs)"
     )
     for name, kind, metavar, what in (
         ("epochs", int, "N", "0 for random weights"),

@@ -266,7 +266,7 @@ def provenance(training: Training, trainer: Trainer, loaded: Loaded | None) -> d
         "data": {"files": _files(training), "split": training.split.to_json()},
         **training.task.provenance(training.split.train),
         "encoder": loaded._asdict() if loaded else None,
-        "recipe": asdict(training.recipe),
+        "recipe": asdict(trainer.recipe),
         "workers": world(),
         "pieces_of_a_batch": trainer.pieces,
         "seconds": sum(epoch.seconds for epoch in trainer.epochs),

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,7 @@ from pipeline.training.sampling import Draws, collate
 
 OPTIMISERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "poly", "one-cycle", "constant")
+PRECISIONS = ("auto", "fp32", "bf16")
 CLASS_METRICS, VALUE_METRICS = ("mean_iou", "mean_f1", "accuracy"), ("rmse", "mae", "r2")  # the first is the usual one
 OF_CLASSES = {"class_weights": "none", "label_smoothing": 0.0, "balanced": False}  # what else says nothing where labels are numbers
 MOMENTUM = 0.9  # of SGD
@@ -56,7 +57,7 @@ class Recipe:
     ema: float = 0.0  # decay a step of the average that is kept of the weights; 0: none
     clip: float = 0.0  # the largest norm of a step's gradients; 0: any
     accumulate: int = 1
-    precision: str = "fp32"
+    precision: str = "auto"  # bf16 on GPUs, fp32 on CPUs
     encoder_rate: float = 1.0  # times the learning rate; 0: frozen
     compile: bool = False
     patience: int = 0  # epochs without a better score after which training stops; 0: never
@@ -84,7 +85,7 @@ class Recipe:
             ("ema", 0 <= self.ema < 1),
             ("clip", 0 <= self.clip < math.inf),
             ("accumulate", self.accumulate >= 1),
-            ("precision", self.precision in ("fp32", "bf16")),
+            ("precision", self.precision in PRECISIONS),
             ("encoder_rate", 0 <= self.encoder_rate <= 1),
             ("patience", self.patience >= 0),
             ("metric", self.metric in (*ours, *others)),
@@ -98,6 +99,11 @@ class Recipe:
         if said:
             raise Refused(f"--{said.replace('_', '-')}: is of classes, and with --loss {self.loss} there are none: leave it out")
         Augmentation.parse(self.augment)
+
+    def on(self, device: torch.device) -> Recipe:
+        """With the precision that is used on a device."""
+        auto = "bf16" if device.type == "cuda" else "fp32"
+        return replace(self, precision=auto) if self.precision == "auto" else self
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class Trainer:
             raise Refused("this architecture has no weights to train; --epochs 0 writes it as it is")
         if recipe.batch % world():
             raise Refused(f"--batch {recipe.batch}: must be a multiple of the {world()} workers")
-        self.recipe, self.draws, self.device = recipe, draws, device
+        self.recipe, self.draws, self.device = recipe.on(device), draws, device
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss: Any = loss.to(device)
         self.share = recipe.batch // world()

@@ -17,13 +17,13 @@ import pytest
 
 from cluster.local import count_nodes
 from pipeline.models.bundle import Bundle
+from tests.cluster.autoscaled import autoscaling
 from tests.faults.ordered import Faults
 from tests.jobs.test_faults import Stage
 from tests.jobs.test_segment_region import files_of, last_record, parts_of
-from tests.processes import PROJECT, alive, descendants, end_group, ray_head, ray_node, run, start, titled, wait_for
+from tests.processes import alive, descendants, end_group, ray_head, ray_node, run, start, titled, wait_for
 from tests.toys import smooth_noise, write_scene
 
-FAKE_HEAD = "f" * 51 + "00000"  # as Ray's provider of nodes on one machine names it
 NOTICED_S = 120  # within which Ray tells that a node is gone; 57 s were seen for a cut link
 PLUGGED = os.geteuid() == 0 and shutil.which("ip") is not None
 
@@ -90,41 +90,17 @@ def test_a_node_that_joins_in_mid_run_gets_work(stage: Stage, tmp_path: Path, wo
     assert len({line["worker"].split()[1] for line in done}) == 2, "both have worked"
 
 
-@contextmanager
-def autoscaling(faults: Faults, folder: Path, most: int) -> Iterator[dict[str, str]]:
-    """A head without cores, and Ray's autoscaler (its second version, as on Kubernetes) over nodes of one core, which it starts here."""
-    nodes = {"worker": {"resources": {"CPU": 1, "memory": 4 * 2**30, "object_store_memory": 2**27}, "node_config": {}, "max_workers": most}}
-    head = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
-    config = {
-        "cluster_name": "tilewright", "max_workers": most, "idle_timeout_minutes": 0.1, "file_mounts": {},
-        "available_node_types": head | nodes, "head_node_type": "ray.head.default",
-        "provider": {
-            "type": "external", "module": "tests.cluster.autoscaled.NodesHere", "launch_multiple": True, "head_node_id": FAKE_HEAD,
-            "disable_node_updaters": True,
-        },
-    }  # fmt: skip
-    unused = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands", "cluster_synced_files"]
-    (folder / "autoscaling.json").write_text(json.dumps(config | {key: [] for key in unused}))
-    more = {
-        "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
-    }  # fmt: skip
-    python = faults.environment | {"PYTHONPATH": f"{faults.environment['PYTHONPATH']}:{PROJECT}"}
-    with ray_head(0, "127.0.0.1", f"--autoscaling-config={folder / 'autoscaling.json'}", **python, **more) as environment:
-        yield environment | faults.environment
-
-
 def test_an_autoscaler_starts_nodes_as_shards_wait_and_lets_them_go(stage: Stage, tmp_path: Path):
     """From none: one for the first shards, more once it is known that these take long; none that would have nothing to do."""
     stage.faults.order({"every shard": {"sleep": 10.0}, "deadlines": {"GROW_S": 10.0}})
-    with autoscaling(stage.faults, tmp_path, most=5) as environment:
+    with autoscaling(tmp_path, most=5, **stage.faults.environment) as environment:
         out, head = tmp_path / "out", int(environment["HEAD_PID"])
 
         def raylets() -> int:
             return len(titled(descendants(head), "--raylet_socket_name="))
 
         wait_for(lambda: raylets() == 1, 60)
-        job = start(stage.command(out), **environment)
+        job = start(stage.command(out), **environment, **stage.faults.environment)
         seen = set()
         try:
             while job.poll() is None:

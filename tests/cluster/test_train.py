@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline.models.bundle import load_bundle
 from pipeline.training.fit import fit
+from tests.cluster.autoscaled import autoscaling
 from tests.processes import alive, descendants, end_group, job_command, ray_head, ray_node, run, start, titled, wait_for
 from tests.training.labelled import RECIPE, TEST, UNET, VALIDATION, small_halo, training, write_pair
 
@@ -60,6 +61,17 @@ def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+def test_nodes_are_waited_for(pair: Path) -> None:
+    """An autoscaler has none at first, and is asked for as many as the training needs at once."""
+    with autoscaling(pair, most=3) as environment:
+        done = run(words(pair, 1, "--workers", 2), **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    provenance = load_bundle(pair / "bundle").provenance
+    assert provenance["workers"] == 2 and provenance["recipe"]["precision"] == "fp32"
 
 
 @pytest.mark.timeout(900)  # Ray Train starts three times: 188 s were seen beside other tests

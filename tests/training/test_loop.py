@@ -146,6 +146,13 @@ def test_a_frozen_encoder_stays_as_it_was(task: Training) -> None:
     assert {name for name in changed if name.startswith("down.")} == set()
 
 
+def test_the_precision_follows_the_device_of_the_worker(task: Training) -> None:
+    auto = replace(task.recipe, precision="auto")
+    assert {kind: auto.on(torch.device(kind)).precision for kind in ("cpu", "cuda")} == {"cpu": "fp32", "cuda": "bf16"}
+    assert replace(auto, precision="bf16").on(torch.device("cpu")).precision == "bf16"
+    assert trainer_of(task, auto).recipe.precision == "fp32"
+
+
 def test_bf16_trains_about_as_well(task: Training) -> None:
     losses = []
     for precision in ("fp32", "bf16"):
