@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.local import count_nodes, head_command, node_environment, worker_command
+from cluster.local import STARTS, count_nodes, head_command, node_environment, worker_command
 from cluster.processes import alive as alive
 from cluster.processes import answers, descendants, free_port
 
@@ -98,15 +98,24 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", *options: str, **more: str) -
 
 @contextmanager
 def ray_node(environment: dict[str, str], *options: str, within: Sequence[str] = (), **more: str) -> Iterator[subprocess.Popen]:
-    """One more node of the cluster that `environment` joins, started by the command `within`."""
-    command = [*within, *worker_command(environment["RAY_ADDRESS"], *options)]
-    node = subprocess.Popen(
-        command, env=node_environment(environment) | more, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield node
-    finally:
-        end_group(node)
+    """One more node of the cluster that `environment` joins, started by the command `within`, once it is there.
+
+    Ray gives it 30 s, on a machine however busy, and so it is tried again.
+    """
+    before = count_nodes(environment)
+    for _ in range(STARTS):
+        node = subprocess.Popen(
+            [*within, *worker_command(environment["RAY_ADDRESS"], *options)], env=node_environment(environment) | more,
+            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            wait_for(lambda node=node: node.poll() is not None or count_nodes(environment) > before, 120, every=0.5)
+            if node.poll() is None:
+                yield node
+                return
+        finally:
+            end_group(node)
+    raise AssertionError(f"no node in {STARTS} starts")
 
 
 @contextmanager
@@ -120,7 +129,6 @@ def two_nodes(*, within: Sequence[str] = (), **more: str) -> Iterator[tuple[dict
         ray_node(environment, "--num-cpus=1", within=within, **more) as first,
         ray_node(environment, "--num-cpus=1", within=within, **more) as second,
     ):
-        wait_for(lambda: count_nodes(environment) == 3, 120)
         yield environment, (first.pid, second.pid)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import count_nodes
 from pipeline.models.bundle import Bundle
 from tests.cluster.autoscaled import autoscaling
 from tests.faults.ordered import Faults
@@ -49,7 +48,6 @@ def head_and_node(
         ray_head(1, ip, **faults.environment) as environment,
         ray_node(environment, "--num-cpus=1", *options, within=within, **faults.environment) as node,
     ):
-        wait_for(lambda: count_nodes(environment) == 2, 120)
         yield environment | faults.environment, node.pid
 
 

@@ -217,18 +217,19 @@ def test_poison_is_quarantined(stage: Stage, tmp_path: Path):
 
 @pytest.mark.parametrize("how", ["hang", "stop"])
 def test_a_shard_that_hangs_is_begun_again(stage: Stage, tmp_path: Path, how: str):
-    """In a system call that never returns, or as a process that answers nothing at all."""
+    """In a system call that never returns, or as a process that answers nothing at all; and no other actor is there."""
     stage.faults.order({POISON: {how: True, "times": 1}, "deadlines": {"LEAST_S": 8.0, "HOUR_S": 30.0, "TIMES": 1}})
-    done = run(stage.command(tmp_path), **stage.cluster)
+    done = run(stage.command(tmp_path, "--workers", 1), **stage.cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert stage.faults.times(POISON) == 1
     assert last_record(tmp_path)["scenes"][0]["attempts"][POISON] == 2
     assert stage.same(tmp_path) and not temporaries(tmp_path)
 
 
-def test_a_shard_that_two_actors_do(stage: Stage, tmp_path: Path):
+@pytest.mark.parametrize("how", ["hang", "stop"])
+def test_a_shard_that_two_actors_do(stage: Stage, tmp_path: Path, how: str):
     """One hangs long before its deadline; when nothing else is left, the other one does the shard, too, and the run ends with it."""
-    stage.faults.order({FIRST: {"hang": True, "times": 1}})
+    stage.faults.order({FIRST: {how: True, "times": 1}})
     done = run(stage.command(tmp_path), **stage.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert stage.faults.times(FIRST) == 1
