@@ -71,6 +71,8 @@ class Actors:
         if (now := time.monotonic()) < self._look_at:
             return []
         self._look_at = now + HIRE_EVERY_S
+        if not self._head.answers():
+            return []
         most = room = self._room()
         if self._grows:
             most = max(room, min(int(seconds / GROW_S), max(2 * room, GROW_AT_ONCE)))

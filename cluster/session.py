@@ -102,20 +102,25 @@ class Head:
         self._address = address if _names_host(address := ray_address()) else ray.get_runtime_context().gcs_address
         self._patience_s = 0.75 * float(os.environ.get(RECONNECT, RECONNECT_S))
         self._answered = self._asked = time.monotonic()
+        self._reason: object = None
 
     def check(self) -> None:
         """Ask it, if that is due. Raises RuntimeError where it has not answered for too long."""
-        now = time.monotonic()
-        if now - self._asked < HEAD_EVERY_S:
+        if time.monotonic() - self._asked < HEAD_EVERY_S or self.answers():
             return
-        self._asked = now
+        if (silent_s := self._asked - self._answered) > self._patience_s:
+            raise RuntimeError(f"Ray's head at {self._address} has not answered for {silent_s:.0f} s ({self._reason})")
+
+    def answers(self) -> bool:
+        """Ask it now: what Ray itself asks a head that is gone blocks until Ray ends the driver."""
+        self._asked = time.monotonic()
         try:
             _connect(self._address)
-            self._answered = now
+            self._answered = self._asked
         except OSError as error:
-            if (silent_s := now - self._answered) > self._patience_s:
-                reason = error.strerror or error
-                raise RuntimeError(f"Ray's head at {self._address} has not answered for {silent_s:.0f} s ({reason})") from None
+            self._reason = error.strerror or error
+            return False
+        return True
 
 
 def find_device(nodes: Sequence[Node], gpus: float | None = None) -> Device:

@@ -292,10 +292,17 @@ def test_nodes_are_asked_for_where_each_worker_would_have_enough_to_do(
     monkeypatch: pytest.MonkeyPatch, grows: bool, room: int, tasks: int, seconds: float, expected: int
 ):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setattr("cluster.session.Head.answers", lambda _: True)
     crew = Actors(object, "a wish", lambda: room, grows)
     assert len(crew.hire(tasks, seconds)) == expected
     crew._look_at = 0.0
     assert not crew.hire(tasks - expected, seconds), "those that wait are counted"
+
+
+def test_a_head_that_does_not_answer_is_asked_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Ray would block until it ends this process, before it could say why."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert not Actors(object, "a wish", lambda: pytest.fail("asked for its nodes")).hire(1, 0.0)
 
 
 def test_a_run_without_workers_says_what_it_waits_for_and_gives_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
