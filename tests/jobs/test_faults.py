@@ -176,12 +176,16 @@ def test_a_submitted_job_is_stopped(stage: Stage, tmp_path: Path):
 
 
 def test_the_head_is_killed(stage: Stage, tmp_path: Path):
-    """All of Ray on that machine dies at once. The driver that is left publishes nothing more, ends before Ray ends it, and says why."""
+    """All of Ray on that machine dies at once. The driver that is left publishes nothing more, ends before Ray ends it, and says why.
+
+    Of two nodes, workers are left, which finish what they hold.
+    """
     stage.faults.order(SLOW)
     with cluster_of(len(stage.nodes) or 1, **stage.faults.environment) as (environment, _):
         job = start(stage.command(tmp_path), **environment, **stage.faults.environment)
         try:
             wait_for(lambda: len(parts_of(tmp_path)) >= 3, 120)
+            stage.faults.order({"every shard": {"sleep": 100.0}})
             for pid in [*descendants(int(environment["HEAD_PID"])), int(environment["HEAD_PID"])]:
                 os.kill(pid, signal.SIGKILL)
             began = time.monotonic()
@@ -193,7 +197,8 @@ def test_the_head_is_killed(stage: Stage, tmp_path: Path):
     assert job.returncode == 1
     assert re.search(r"error: Ray's head at \S+ has not answered for \d+ s .*; start the same command again", err.splitlines()[-1]), err
     assert last_record(tmp_path)["outcome"] == "error" and "head" in last_record(tmp_path)["reason"]
-    assert parts_of(tmp_path) == left and not finals(tmp_path)
+    assert left.items() <= parts_of(tmp_path).items() and len(parts_of(tmp_path)) < SHARDS and not finals(tmp_path)
+    assert stage.nodes or parts_of(tmp_path) == left
     stage.finish(tmp_path)
 
 
