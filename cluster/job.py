@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.environment import in_submitted_job
 from pipeline.errors import Refused, Unreadable, one_line
@@ -14,6 +18,7 @@ from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
 
 DONE, ERROR, REFUSED, FAILED_ON_DATA = 0, 1, 2, 3
+RESEND_S = 0.05
 AGAIN = "start the same command again to finish what is missing"
 
 
@@ -26,7 +31,8 @@ def run_job(work: Callable[[], int], interrupted: Callable[[], str], *, again: b
     warnings.filterwarnings("ignore", "Dataset has no geotransform")  # as rasterio says; a scene's notes say it, once
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return work()
+        with _interruptions_kept():
+            return work()
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
@@ -39,6 +45,26 @@ def run_job(work: Callable[[], int], interrupted: Callable[[], str], *, again: b
     except (RuntimeError, OSError) as error:
         print(f"error: {one_line(error)}{f'; {AGAIN}' if again else ''}", file=sys.stderr)
         return ERROR
+
+
+@contextmanager
+def _interruptions_kept() -> Iterator[None]:
+    """One that comes while an object is being deleted, where Python drops it with a traceback, comes again."""
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            again = threading.Timer(RESEND_S, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def lasting_place(output: str) -> Place:

@@ -47,9 +47,13 @@ def ray_session() -> Iterator[list[Node]]:
         options["runtime_env"] = {"working_dir": str(PROJECT)}
     _check_answers(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
-    _init(address, options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in its place, which ends the process with 15
+    try:
+        _init(address, options)
+    except SystemExit:  # of Ray's own handler, which it has put in the place of the job's
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield alive_nodes()
     finally:

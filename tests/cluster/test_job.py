@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def test_what_ends_a_job_is_one_line_and_a_code(error: BaseException, code: int,
 
 def test_a_job_that_is_told_to_end_says_so(capsys: pytest.CaptureFixture[str]):
     assert run_job(lambda: signal.raise_signal(signal.SIGTERM) or DONE, lambda: AGAIN) == ERROR
+    assert capsys.readouterr().err == f"interrupted: {AGAIN}\n"
+
+
+def test_an_interruption_that_python_drops_comes_again(capsys: pytest.CaptureFixture[str]):
+    """One that comes while an object is being deleted; a handle of Ray's is deleted by code of its own."""
+
+    class Deleted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> int:
+        Deleted()
+        time.sleep(30)
+        return DONE
+
+    assert run_job(work, lambda: AGAIN) == ERROR
     assert capsys.readouterr().err == f"interrupted: {AGAIN}\n"
 
 

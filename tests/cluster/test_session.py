@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,24 @@ def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(unet: Bundle, tm
     assert done.returncode == 2, done.stderr
     assert "error: cannot join Ray at 127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_that_is_told_to_end_while_ray_starts_can_say_so(monkeypatch: pytest.MonkeyPatch):
+    """Ray puts its own handler in the place of the job's as it starts, which ends the process without a word."""
+    import ray
+
+    from cluster.session import ray_session
+
+    def start(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_two_nodes_and_paths_that_one_does_not_see(ray_cluster: dict[str, str], tmp_path: Path):

@@ -186,7 +186,7 @@ def ordered_of_store(chance: random.Random) -> list[Fault]:
 def ended(job: subprocess.Popen[str]) -> int:
     """The exit code of a job. Raises AssertionError, with what it said last, where it hangs or dies with a traceback.
 
-    SIGTERM may end Python itself before a job has said anything, and after its last words.
+    Signals may end Python itself before a job has said anything, and after its last words.
     """
     try:
         said, error = job.communicate(timeout=PATIENCE_S)
@@ -194,7 +194,7 @@ def ended(job: subprocess.Popen[str]) -> int:
         raise AssertionError(f"hangs for {PATIENCE_S:.0f} s") from None
     ends = [0, 1, 3, -signal.SIGKILL]
     if not said + error or LAST_WORDS in said:
-        ends.append(-signal.SIGTERM)
+        ends += [-signal.SIGTERM, -signal.SIGINT]
     if job.returncode == -signal.SIGINT and not said and "importlib" in error and error.rstrip().endswith("KeyboardInterrupt"):
         return job.returncode  # Python's own words, while it still loads the job's modules
     if "Traceback" in said + error or job.returncode not in ends:
