@@ -127,8 +127,8 @@ def dispatch(
     has been under way for longest a second time, if that takes far longer than usual and is harmless.
 
     Actors are added as the crew finds room for them. Once nothing is left to begin, those that are not up yet are let go, and
-    those that have had nothing to do for a while. Raises Refused where an
-    actor does, and OSError where an actor cannot write, since then all would; RuntimeError where no actor comes up.
+    those that have had nothing to do for a while. Raises Refused where an actor does, and OSError where an actor cannot
+    write, since then all would; RuntimeError where no actor comes up.
     """
     return _Dispatch(work, crew, deadline_s, tick).outcomes()
 

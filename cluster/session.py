@@ -110,8 +110,8 @@ class Head:
 
     def check(self) -> None:
         """Ask it, if that is due. Raises RuntimeError where it has not answered for too long."""
-        if time.monotonic() - self._asked < HEAD_EVERY_S or self.answers():
-            return
+        if time.monotonic() - self._asked >= HEAD_EVERY_S:
+            self.answers()
         if (silent_s := self._asked - self._answered) > self._patience_s:
             raise RuntimeError(f"Ray's head at {self._address} has not answered for {silent_s:.0f} s ({self._reason})")
 

@@ -302,7 +302,12 @@ def test_nodes_are_asked_for_where_each_worker_would_have_enough_to_do(
 def test_a_head_that_does_not_answer_is_asked_nothing(monkeypatch: pytest.MonkeyPatch):
     """Ray would block until it ends this process, before it could say why."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert not Actors(object, "a wish", lambda: pytest.fail("asked for its nodes")).hire(1, 0.0)
+    crew = Actors(object, "a wish", lambda: pytest.fail("asked for its nodes"))
+    assert not crew.hire(1, 0.0)
+    crew.check()
+    crew._head._answered -= 100
+    with pytest.raises(RuntimeError, match=r"head at 127.0.0.1:1 has not answered for 10\d s \(Connection refused\)"):
+        crew.check()  # whoever has asked it last
 
 
 def test_a_run_without_workers_says_what_it_waits_for_and_gives_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
