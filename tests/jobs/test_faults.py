@@ -414,7 +414,7 @@ def test_permission_lost_in_mid_run(stage: Stage, tmp_path: Path):
 
 
 def test_rays_memory_killer(stage: Stage, tmp_path: Path):
-    """An actor that grows beyond what the node may use is killed by Ray; the shard is begun again."""
+    """An actor that grows beyond what the node may use is killed by Ray, and no other does its shard; that is begun again."""
     import psutil
 
     if stage.nodes:
@@ -428,7 +428,7 @@ def test_rays_memory_killer(stage: Stage, tmp_path: Path):
         "RAY_memory_usage_threshold": f"{(memory.total - memory.available + room) / memory.total:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
-    done = run(stage.command(tmp_path), **stage.faults.environment, **limits)
+    done = run(stage.command(tmp_path, "--workers", 1), **stage.faults.environment, **limits)
     assert done.returncode == 0, done.stdout + done.stderr
     assert stage.faults.times(POISON) == 1
     assert last_record(tmp_path)["scenes"][0]["attempts"][POISON] >= 2
