@@ -280,16 +280,30 @@ def _cut(window: Window, grid: Grid, stride: int, tile: TileSize, halo: int, tri
     return _Cut(rows.tiles * cols.tiles, rows.read * cols.read)
 
 
-@lru_cache(100_000)
 def _axis_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None) -> _Cut:
+    """How a span of an axis is cut. All that lie far enough from its ends are cut as the first of their length is."""
+    if inside.start >= halo and inside.stop + min(tile, length) <= length:
+        step = trim or 1
+        there = (inside.start - halo) // step * step
+        inside = Span(inside.start - there, inside.stop - there)
+    return _span_cut(inside, length, tile, halo, trim)
+
+
+@lru_cache(10_000)
+def _span_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None) -> _Cut:
     reads = [read.length for read, _ in spans(inside, length, tile, halo, trim)]
     return _Cut(len(reads), sum(reads))
 
 
-@lru_cache(100_000)
+@lru_cache(10_000)
 def _axis_read(inside: Span, length: int, shard: int, tile: int, halo: int, trim: int | None) -> int:
     """The pixels that are read along an axis, in all shards."""
-    return sum(_axis_cut(span, length, tile, halo, trim).read for span in cells(inside, shard))
+    first = min(ceil_to(max(inside.start, halo), shard), inside.stop)
+    last = max(first, min(inside.stop, length - min(tile, length)) // shard * shard)  # whole shards between the two, alike
+    ends = [*cells(Span(inside.start, first), shard), *cells(Span(last, inside.stop), shard)]
+    alike = (last - first) // shard
+    middle = alike * _axis_cut(Span(first, first + shard), length, tile, halo, trim).read if alike else 0
+    return middle + sum(_axis_cut(span, length, tile, halo, trim).read for span in ends)
 
 
 def _halo(asked: int | str, bundle: Bundle) -> int:
@@ -326,23 +340,35 @@ def _best_sizes(
     tiles = {shard: _tiles(scene, stride, halo, shard, settings.tile) for shard in asked_shards}
     fitting = {shard: [tile for tile in some if memory(tile, shard) <= resources.budget_bytes] for shard, some in tiles.items()}
 
-    def compute(shard: int, tile: TileSize) -> float:
-        """The network's work for a pixel of the region, with whole shards."""
+    def read(shard: int, tile: TileSize) -> int:
+        """The pixels that whole shards read."""
         rows = _axis_read(window.rows, ceil_to(grid.height, stride), shard, tile[0], halo, trim)
         cols = _axis_read(window.cols, ceil_to(grid.width, stride), shard, tile[1], halo, trim)
-        return rows * cols / window.pixels * _cost(tile)
+        return rows * cols
+
+    def compute(shard: int, tile: TileSize) -> float:
+        """The network's work, with whole shards."""
+        return read(shard, tile) * _cost(tile)
 
     def work(sizes: Sizes) -> float:
-        loads = [_cut(one, grid, stride, sizes.tile, halo, trim).read for one in _shards(window, sizes)]
-        idle = idle_share(loads, resources.workers) * min(1.0, window.pixels / (resources.pixels or window.pixels))
-        calls = SHARD_S * RATES[resources.kind] * len(loads)
-        return (sum(loads) * _cost(sizes.tile) * (1 + idle) + calls) / window.pixels
+        """The same for a pixel of the region, and what goes with it."""
+        if (count := counts[sizes.shard]) > many:
+            total, idle = read(sizes.shard, sizes.tile), idle_at_the_end(count, resources.workers)
+        else:
+            loads = [_cut(one, grid, stride, sizes.tile, halo, trim).read for one in _shards(window, sizes)]
+            total, count, idle = sum(loads), len(loads), idle_share(loads, resources.workers)
+        idle *= min(1.0, window.pixels / (resources.pixels or window.pixels))
+        calls = SHARD_S * RATES[resources.kind] * count
+        return (total * _cost(sizes.tile) * (1 + idle) + calls) / window.pixels
 
+    counts = {shard: len(cells(window.rows, shard)) * len(cells(window.cols, shard)) for shard in fitting}
+    many = MANY_SHARDS * resources.workers
     found = []
     for shard, some in fitting.items():
-        count = len(cells(window.rows, shard)) * len(cells(window.cols, shard))
+        count = counts[shard]
         last = {min(count, count % resources.workers + more * resources.workers) for more in range(3)} - {0}
-        cuts = [(fine, finer) for fine in (shard // 2, shard // 4) if fine >= BLOCK for finer in last if settings.shard == "auto"]
+        finer = settings.shard == "auto" and count <= many
+        cuts = [(fine, pieces) for fine in (shard // 2, shard // 4) if fine >= BLOCK for pieces in last if finer]
         if some:
             tile = min(some, key=partial(compute, shard))
             found += [Sizes(shard, *cut, tile) for cut in [(shard, 0), *cuts]]
@@ -358,10 +384,15 @@ def _cost(tile: TileSize) -> float:
     return 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
 
 
+def idle_at_the_end(shards: int, workers: int) -> float:
+    """The same of so many shards that it does not matter how large each is: workers wait for half of one."""
+    return workers / (2 * shards)
+
+
 def idle_share(loads: Sequence[int], workers: int) -> float:
     """The time that workers wait for the last one, against what they work, where the largest shards are done first."""
     if len(loads) > MANY_SHARDS * workers:
-        return workers / (2 * len(loads))
+        return idle_at_the_end(len(loads), workers)
     busy = [0] * workers
     for load in sorted(loads, reverse=True):
         heapq.heapreplace(busy, busy[0] + load)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import Window
+from pipeline.geometry.windows import Span, Window, cells, spans
 from pipeline.imagery.raster import Grid, Scene, SceneBand
 from pipeline.imagery.region import Region
+from pipeline.inference import plan as planning
 from pipeline.inference.plan import GIB, Plan, Resources, Settings, idle_share, make_plan, memory_allotted
 from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE
@@ -155,6 +159,39 @@ def test_the_last_shards_are_cut_smaller_where_that_ends_a_run_sooner(unet: Bund
     assert (owners_HW[: -(-side // 20), : -(-side // 20)] == 1).all()
     names = {plan.shard_name(shard) for shard in plan.shards()}
     assert len(names) == len(plan.shards())
+
+
+def test_how_an_axis_is_cut_is_known_without_cutting_all_of_it():
+    chance = random.Random(1)
+    for _ in range(3000):
+        stride = chance.choice((1, 2, 8))
+        trim, halo, shard = chance.choice((None, stride)), stride * chance.randrange(6), stride * chance.randrange(1, 40)
+        tile, length = 2 * halo + stride * chance.randrange(1, 12), stride * chance.randrange(1, 200)
+        start = stride * chance.randrange(length // stride)
+        inside = Span(start, chance.randrange(start + 1, length + 1))
+        reads = {span: [read.length for read, _ in spans(span, length, tile, halo, trim)] for span in cells(inside, shard)}
+        assert planning._axis_read(inside, length, shard, tile, halo, trim) == sum(map(sum, reads.values()))
+        for span, found in reads.items():
+            assert planning._axis_cut(span, length, tile, halo, trim) == (len(found), sum(found))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1_000_000, 1_000_000), (80, 16_777_146), (16_777_146, 80)])
+def test_planning_takes_no_longer_for_a_large_scene(unet: Bundle, monkeypatch: pytest.MonkeyPatch, height: int, width: int):
+    """A header of a few bytes may claim such a size: 50 s were seen."""
+    cut = 0
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        nonlocal cut
+        for both in spans(*arguments):
+            cut += 1
+            yield both
+
+    monkeypatch.setattr(planning, "spans", counted)
+    monkeypatch.setattr(planning, "_shards", lambda *_: pytest.fail("all shards were listed"))
+    planning._span_cut.cache_clear()
+    planning._axis_read.cache_clear()
+    assert plan_of(scene_of(height, width), unet).shard == 4096
+    assert 0 < cut < 20_000
 
 
 def test_a_shard_that_was_asked_for_is_not_cut(unet: Bundle):
