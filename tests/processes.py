@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cluster.local import STARTS, count_nodes, head_command, node_environment, worker_command
 from cluster.processes import alive as alive
-from cluster.processes import answers, descendants, free_port
+from cluster.processes import descendants, free_port
 
 PROJECT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -90,7 +90,7 @@ def ray_head(cpus: int = 2, ip: str = "127.0.0.1", *options: str, **more: str) -
             command, env=node_environment(environment) | more, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            wait_for(lambda: answers(dashboard), 90)
+            wait_for(lambda: count_nodes(environment) == 1, 90)
             yield environment | {"HEAD_PID": str(head.pid)}
         finally:
             end_group(head)
