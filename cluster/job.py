@@ -54,7 +54,7 @@ def _interruptions_kept() -> Iterator[None]:
 
     def hook(lost: Any) -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            again = threading.Timer(RESEND_S, _thread.interrupt_main)
+            again = threading.Timer(RESEND_S, _thread.interrupt_main, [signal.SIGTERM])  # SIGINT may be ignored, in the background
             again.daemon = True
             again.start()
         else:

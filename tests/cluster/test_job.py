@@ -16,9 +16,10 @@ from pipeline.imagery.storage import Remote
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,9 @@ def test_a_job_that_is_told_to_end_says_so(capsys: pytest.CaptureFixture[str]):
 
 
 def test_an_interruption_that_python_drops_comes_again(capsys: pytest.CaptureFixture[str]):
-    """One that comes while an object is being deleted; a handle of Ray's is deleted by code of its own."""
+    """One that comes while an object is being deleted, as a handle of Ray's is by code of its own; what a shell starts in the
+    background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     class Deleted:
         def __del__(self) -> None:
