@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -54,7 +53,8 @@ def _interruptions_kept() -> Iterator[None]:
 
     def hook(lost: Any) -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            again = threading.Timer(RESEND_S, _thread.interrupt_main, [signal.SIGTERM])  # SIGINT may be ignored, in the background
+            main = threading.main_thread().ident
+            again = threading.Timer(RESEND_S, signal.pthread_kill, [main, signal.SIGTERM])  # SIGINT may be ignored, in the background
             again.daemon = True
             again.start()
         else:
