@@ -103,7 +103,7 @@ def on_ray(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job:
     """The job as a user starts it; what it says of itself is in its run record."""
     command = [sys.executable, "jobs/segment_region.py", scene, "--model", bundle, "--output", out, *settings]
     subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
-    (path,) = (out / "runs").iterdir()
+    (path,) = (out / "runs").glob("*.json")
     record = json.loads(path.read_text())
     shutil.copy(out / "traces" / path.name, CACHE / "efficiency.trace.json")
     (work,) = record["scenes"]

@@ -94,7 +94,7 @@ def watch(scene: Path, bundle: Path, out: Path) -> tuple[int, int, dict]:
     finally:
         end_group(job)
     assert job.returncode == 0, log.read_text()[-2000:]
-    return driver, actor, json.loads(next((out / "runs").iterdir()).read_text())
+    return driver, actor, json.loads(next((out / "runs").glob("*.json")).read_text())
 
 
 def peak_bytes(pid: int) -> int:

@@ -55,7 +55,7 @@ def scale_actors(scene: Path) -> None:
             words = ["--model", MODEL, "--output", out, "--workers", str(workers), "--shard", "1024"]
             command = [sys.executable, "jobs/segment_region.py", scene, *words]
             subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
-            record = json.loads(next(Path(out, "runs").iterdir()).read_text())
+            record = json.loads(next(Path(out, "runs").glob("*.json")).read_text())
         pixels = record["mpix_per_s"] * record["seconds"]
         rates.append(pixels / record["seconds_of_shards"])
         start_s = record["seconds_to_first_shard"]

@@ -53,7 +53,7 @@ def main() -> None:
         for kind in ("large", "small"):
             done = run(job_command("segment_region", folder / kind, "--model", folder / "bundle", "--output", folder / f"out-{kind}"))
             assert done.returncode == 0, done.stderr
-            record = json.loads(next((folder / f"out-{kind}" / "runs").iterdir()).read_text())
+            record = json.loads(next((folder / f"out-{kind}" / "runs").glob("*.json")).read_text())
             work = sum(scene["worker_seconds"] for scene in record["scenes"])
             redundancy = record["scenes"][0]["plan"]["redundancy"]
             seconds[kind] = record["seconds"]
