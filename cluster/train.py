@@ -102,12 +102,17 @@ def _work(config: dict[str, Any]) -> None:
 def await_workers(workers: int, nodes: Sequence[Node]) -> Sequence[Node]:
     """The nodes, when there are enough of them for so many workers. Raises Refused."""
     nodes = await_node(nodes)
-    on_gpu = any(node.gpus for node in nodes)
-    slots = sum(node.gpus if on_gpu else node.cpus for node in nodes)
-    if workers <= slots:
+    on_gpu, slots = _slots(nodes)
+    if workers <= sum(slots):
         return nodes
-    missing = f"--workers {workers}: Ray has {slots} {'GPUs' if on_gpu else 'CPU cores'}"
+    missing = f"--workers {workers}: Ray has {sum(slots)} {'GPUs' if on_gpu else 'CPU cores'}"
     return await_room(workers, {"CPU": 1} | ({"GPU": 1} if on_gpu else {}), missing)
+
+
+def _slots(nodes: Sequence[Node]) -> tuple[bool, list[int]]:
+    """Whether workers have a GPU each, which they do where there are any, and how many of them each node has room for."""
+    on_gpu = any(node.gpus for node in nodes)
+    return on_gpu, [node.gpus if on_gpu else node.cpus for node in nodes]
 
 
 def train_on_ray(
@@ -120,9 +125,8 @@ def train_on_ray(
     finished there; `access` says where s3:// is. A worker or node that dies is replaced up to 5 times. Raises Refused where
     the data cannot be trained on, RuntimeError where workers go on dying.
     """
-    on_gpu = any(node.gpus for node in nodes)
-    slots = {node.node_id: node.gpus if on_gpu else node.cpus for node in nodes}
-    used = [node for node in nodes if slots[node.node_id]]  # not a head without work of its own
+    on_gpu, slots = _slots(nodes)
+    used = [node for node, room in zip(nodes, slots, strict=True) if room]  # not a head without work of its own
     cpus = max(1, min(node.cpus for node in used) // -(-workers // len(used)))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # another node may die
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from pipeline.errors import Refused
 from pipeline.models.bundle import Bundle
-from tests.processes import RAY, clean_environment, end_group, job_command, ray_head, run, wait_for
+from tests.processes import job_command, ray_head, ray_node, run
 from tests.toys import smooth_noise, write_scene
 
 LOOK = """
@@ -63,23 +62,11 @@ def test_two_nodes_and_paths_that_one_does_not_see(ray_cluster: dict[str, str], 
     """Two nodes of one machine see the same files, so the path that is missing is missing on both; the node is named."""
     here = tmp_path / "scene.tif"
     here.touch()
-    node = subprocess.Popen(
-        [RAY, "start", "--block", f"--address={ray_cluster['RAY_ADDRESS']}", "--num-cpus=1", "--object-store-memory=100000000"],
-        env=clean_environment(**ray_cluster), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        seen = {}
-
-        def joined() -> bool:
-            seen["there"] = run([sys.executable, "-c", LOOK, here, tmp_path / "new" / "out"], **ray_cluster).stdout
-            return seen["there"].startswith("2 3 cpu ")
-
-        wait_for(joined, 120, every=2)
-        assert "all paths are there" in seen["there"]
+    with ray_node(ray_cluster, "--num-cpus=1"):
+        there = run([sys.executable, "-c", LOOK, here, tmp_path / "new" / "out"], **ray_cluster).stdout
+        assert there.startswith("2 3 cpu ") and "all paths are there" in there
         missing = run([sys.executable, "-c", LOOK, here, tmp_path / "gone.tif", tmp_path], **ray_cluster).stdout
         assert f"refused: {tmp_path / 'gone.tif'}: node " in missing and "use a folder that all nodes share" in missing
-    finally:
-        end_group(node)
 
 
 def test_an_embedded_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,10 +101,10 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextmanager
-def cluster_of(number: int, *, within: Sequence[str] = (), **more: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+def cluster_of(number: int, **more: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
     """A cluster of one node or two, and the processes that started the nodes where they are two."""
     if number == 2:
-        with two_nodes(within=within, **more) as two:
+        with two_nodes(**more) as two:
             yield two
     else:
         with ray_head(**more) as environment:

@@ -42,7 +42,7 @@ def parts_of(out: Path) -> dict[str, int]:
 
 
 def last_record(out: Path) -> dict:
-    return json.loads(max((out / "runs").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_text())
+    return json.loads(max((out / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns).read_text())
 
 
 def read_mask(path: Path) -> np.ndarray:
