@@ -101,6 +101,18 @@ def test_int8_of_a_network_with_hardly_a_convolution(make_bundle, architecture: 
     assert (found != classes(bundle, Execution(), [pixels(2)])).mean() <= 0.05
 
 
+def test_sums_with_what_is_not_in_int8_are_not_cut_to_8_bits(make_bundle):
+    """Of a residual network: those of its first blocks, up to the first with a convolution in int8."""
+    pytest.importorskip("nncf")
+    bundle = make_bundle("fcn_resnet50", bands=3, classes=5)
+    model = forward._convert(bundle)
+    kept = set(forward._in_bf16(model, bundle))
+    sums = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name().startswith("__module.network/aten::add")]
+    assert len(sums) == 16  # blocks
+    first = sum(name in kept for name in sums)
+    assert 0 < first < 8 and kept.issuperset(sums[:first])
+
+
 def test_usage_statistics_of_openvino_are_off(monkeypatch: pytest.MonkeyPatch):
     import os
 
