@@ -16,7 +16,7 @@ import rasterio
 import torch
 
 from pipeline.errors import Refused
-from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, largest_first, shards, spans, tile_rows
+from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, even, largest_first, shards, spans, tile_rows
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import CloudMask
 from pipeline.imagery.raster import Grid, Scene, SceneBand
@@ -276,34 +276,34 @@ class _Cut(NamedTuple):
 def _cut(window: Window, grid: Grid, stride: int, tile: TileSize, halo: int, trim: int | None) -> _Cut:
     """How a shard is cut."""
     rows = _axis_cut(window.rows, ceil_to(grid.height, stride), tile[0], halo, trim)
-    cols = _axis_cut(window.cols, ceil_to(grid.width, stride), tile[1], halo, trim)
+    cols = _axis_cut(window.cols, ceil_to(grid.width, stride), tile[1], halo, trim, wide=True)
     return _Cut(rows.tiles * cols.tiles, rows.read * cols.read)
 
 
-def _axis_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None) -> _Cut:
+def _axis_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None, wide: bool = False) -> _Cut:
     """How a span of an axis is cut. All that lie far enough from its ends are cut as the first of their length is."""
     if inside.start >= halo and inside.stop + min(tile, length) <= length:
         step = trim or 1
         there = (inside.start - halo) // step * step
         inside = Span(inside.start - there, inside.stop - there)
-    return _span_cut(inside, length, tile, halo, trim)
+    return _span_cut(inside, length, tile, halo, trim, wide)
 
 
 @lru_cache(10_000)
-def _span_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None) -> _Cut:
-    reads = [read.length for read, _ in spans(inside, length, tile, halo, trim)]
+def _span_cut(inside: Span, length: int, tile: int, halo: int, trim: int | None, wide: bool) -> _Cut:
+    reads = [read.length for read, _ in spans(inside, length, tile, halo, trim, wide)]
     return _Cut(len(reads), sum(reads))
 
 
 @lru_cache(10_000)
-def _axis_read(inside: Span, length: int, shard: int, tile: int, halo: int, trim: int | None) -> int:
+def _axis_read(inside: Span, length: int, shard: int, tile: int, halo: int, trim: int | None, wide: bool = False) -> int:
     """The pixels that are read along an axis, in all shards."""
     first = min(ceil_to(max(inside.start, halo), shard), inside.stop)
     last = max(first, min(inside.stop, length - min(tile, length)) // shard * shard)  # whole shards between the two, alike
     ends = [*cells(Span(inside.start, first), shard), *cells(Span(last, inside.stop), shard)]
     alike = (last - first) // shard
-    middle = alike * _axis_cut(Span(first, first + shard), length, tile, halo, trim).read if alike else 0
-    return middle + sum(_axis_cut(span, length, tile, halo, trim).read for span in ends)
+    middle = alike * _axis_cut(Span(first, first + shard), length, tile, halo, trim, wide).read if alike else 0
+    return middle + sum(_axis_cut(span, length, tile, halo, trim, wide).read for span in ends)
 
 
 def _halo(asked: int | str, bundle: Bundle) -> int:
@@ -343,7 +343,7 @@ def _best_sizes(
     def read(shard: int, tile: TileSize) -> int:
         """The pixels that whole shards read."""
         rows = _axis_read(window.rows, ceil_to(grid.height, stride), shard, tile[0], halo, trim)
-        cols = _axis_read(window.cols, ceil_to(grid.width, stride), shard, tile[1], halo, trim)
+        cols = _axis_read(window.cols, ceil_to(grid.width, stride), shard, tile[1], halo, trim, wide=True)
         return rows * cols
 
     def compute(shard: int, tile: TileSize) -> float:
@@ -404,6 +404,8 @@ def _tiles(scene: Scene, stride: int, halo: int, shard: int, asked: int | Auto) 
     if asked != "auto":
         return [(asked, asked)]
     heights, widths = (_lengths(scene, stride, halo, min(shard, largest)) for largest in LARGEST_CORE)
+    widest = max(scene.grid.width, scene.grid.height)
+    widths = sorted({width if width >= widest else even(width, stride) for width in widths})
     return [(height, width) for height in heights for width in widths if height <= width]
 
 
