@@ -39,7 +39,7 @@ from pipeline.inference.plan import QUANTISED, Auto, Plan, Resources, Settings, 
 from pipeline.inference.stages import Span, Stages
 from pipeline.inference.tally import Tallied, total
 from pipeline.inference.trial import prepare_trial
-from pipeline.models.allocator import keep_freed_memory
+from pipeline.models.allocator import keep_freed_memory, where_memory_is_kept
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.engine import Engine, Execution, Scaling, choose_device, describe_device, threads
 from pipeline.models.layers import layer_count
@@ -397,7 +397,11 @@ def share_shards(plan: Plan, segmenters: Sequence[Segmenter], folder: Path) -> l
                     change.notify_all()
 
     with threads(plan.threads), ThreadPoolExecutor(2 * streams) as pool:
-        running = [pool.submit(work, number, segmenter) for _ in range(2) for number, segmenter in enumerate(segmenters)]
+        running = [
+            pool.submit(where_memory_is_kept, partial(work, number, segmenter))
+            for _ in range(2)
+            for number, segmenter in enumerate(segmenters)
+        ]
         return [result for one in running for result in one.result()]
 
 
