@@ -24,6 +24,7 @@ from pipeline.errors import Refused
 from pipeline.imagery import storage
 from pipeline.models.bundle import Bundle
 from pipeline.models.program import Program
+from pipeline.models.wide import in_parts
 
 ENGINES = ("eager", "compiled", "openvino")
 ANY_SHAPE = ("eager", "openvino")  # the engines that are not built for one shape
@@ -250,7 +251,10 @@ def _openvino(archived: bytes, precision: str) -> Forward:
         "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
     }  # fmt: skip
-    request = core.compile_model(core.read_model(xml, weights), "CPU", settings).create_infer_request()
+    model = core.read_model(xml, weights)
+    if precision != "fp32":
+        in_parts(model, quantised=precision == "int8")
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def forward(*inputs: torch.Tensor) -> torch.Tensor:
         logits_BKHW = request.infer(_arrays(inputs), share_inputs=True, share_outputs=True)[0]
