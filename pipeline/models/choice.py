@@ -78,7 +78,7 @@ class Trial:
         self._outputs: dict[str, list[np.ndarray]] = {}
         self._rates: dict[str, float] = {}
         self._unable: list[str] = []  # why engines were passed over
-        versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf"))]
+        versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf", "tilewright"))]
         about = [bundle.model_id, describe_device(device), processor_name(), *versions]
         self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
 

@@ -63,7 +63,7 @@ def _convolution(op: Any, given: Parts) -> Parts:
     weights = op.input_value(1)
     channels = weights.get_shape()[0]
     cut = channels > WIDE and _is_pointwise(op)
-    if len(given) == 1 and not cut or not _is_constant(weights):
+    if (len(given) == 1 and not cut) or not _is_constant(weights):
         return []
     columns = _slices(map(_channels, given))
     rows = _slices(min(PART, channels - start) for start in range(0, channels, PART)) if cut else [slice(None)]
