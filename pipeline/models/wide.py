@@ -44,7 +44,7 @@ def in_parts(model: Any, quantised: bool) -> None:
         kind, sources = op.get_type_name(), [given.get_source_output() for given in op.inputs()]
         inputs = [parts.get(source.get_node().get_friendly_name(), [source]) for source in sources]
         made: Parts = []
-        if kind == "Convolution":
+        if kind == "Convolution" and _is_constant(op.input_value(1)):
             made = _convolution(op, [joined(sources[0])] if quantised and _is_pointwise(op) else inputs[0])
         elif kind in CHANNELWISE:
             made = _channelwise(op, inputs)
@@ -57,13 +57,13 @@ def in_parts(model: Any, quantised: bool) -> None:
 
 
 def _convolution(op: Any, given: Parts) -> Parts:
-    """What takes a convolution's place; nothing where it may stay."""
+    """What takes the place of a convolution with constant weights; nothing where it may stay."""
     from openvino import opset13 as opset
 
     weights = op.input_value(1)
     channels = weights.get_shape()[0]
     cut = channels > WIDE and _is_pointwise(op)
-    if (len(given) == 1 and not cut) or not _is_constant(weights):
+    if len(given) == 1 and not cut:
         return []
     columns = _slices(map(_channels, given))
     rows = _slices(min(PART, channels - start) for start in range(0, channels, PART)) if cut else [slice(None)]
