@@ -121,12 +121,15 @@ class SceneReader:
             self._open_for(window)
         for (dataset, _), numbers in self._groups.items():
             bands = [self.scene.bands[number] for number in numbers]
+            as_stored = len(bands) == len(values_CHW) and bands[0].dtype == self.scene.dtype
+            values = values_CHW if as_stored else np.empty((len(bands), height, width), bands[0].dtype)
             with self._named(self._places[numbers[0]], window):
-                values = dataset.read([band.index for band in bands], window=area, out_shape=(len(bands), height, width))
+                dataset.read([band.index for band in bands], window=area, out=values)
                 shown = self._shown(dataset, area, (height, width), bands)
             for number, band, plane in zip(numbers, bands, values, strict=True):
-                with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
-                    values_CHW[number] = plane
+                if not as_stored:
+                    with np.errstate(over="ignore"):  # a float64 that float32 cannot hold is infinite, and invalid
+                        values_CHW[number] = plane
                 valid = _valid_values(band, plane, values_CHW[number], shown)
                 if out_shape is None and not band.warped:
                     holes = unwritten(dataset, band.index, window, plane)
