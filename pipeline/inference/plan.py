@@ -45,7 +45,7 @@ PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publis
 # to 1.9 seen in bf16 by eager and OpenVINO, 2.5 in fp32, 2.8 compiled; and weights while engines are made and tested.
 SCRATCH, SCRATCH_FP32, SCRATCH_COMPILED = 2.0, 2.6, 2.9
 COPIES = 5
-LARGE_TILE_COST = 0.01  # an octave above 512 px: none was seen without AMX; with it overlap costs as much (tests/benchmarks/RESULTS.md)
+LARGE_TILE_COST = 0.01  # an octave above 512 px: none was seen without AMX; with it overlap costs more (tests/benchmarks/RESULTS.md)
 SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
 # A pixel of a band, parts and COG with their overviews. Seen on jobs/demo: masks 0.22, or 0.75 for patches of 2 px; confidence
 # 1.52; values of U-Nets with random weights 8.7 in fp32, 7.2 in bf16, of which all bits vary.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.models import forward, wide
+from pipeline.models.bundle import Bundle
 from pipeline.models.wide import in_parts
 
 openvino = pytest.importorskip("openvino")
@@ -126,14 +127,13 @@ def test_a_resnet(make_bundle, monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_an_engine_runs_it(make_bundle, monkeypatch: pytest.MonkeyPatch):
+def test_an_engine_runs_it(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
     """In bf16; fp32, the reference, stays whole."""
     pytest.importorskip("nncf")
     seen: list[bool] = []
     monkeypatch.setattr(forward, "in_parts", lambda model, quantised: (seen.append(quantised), in_parts(model, quantised)))
-    bundle = make_bundle("unet", bands=3, classes=5, width=8, depth=3)
     for precision in ("fp32", "bf16"):
-        run = forward.build_forward(bundle, "cpu", "openvino", precision)
+        run = forward.build_forward(unet, "cpu", "openvino", precision)
         logits = run(torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64, dtype=torch.uint8), *[torch.ones(1, 3, 1, 1)] * 2)
         assert torch.isfinite(logits).all()
     assert seen == [False]
