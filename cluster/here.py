@@ -40,7 +40,7 @@ def run_here(
     resources = Resources(describe_device(kind), request.memory_bytes or memory_allotted(), 1, pixels)
 
     def choose(new: Any) -> Any:
-        return prepare_trial(bundle, kind, request.settings.precision, new, workers=1, kept=request.out / QUANTISED).choose(others=False)
+        return prepare_trial(bundle, kind, request.settings.precision, new, workers=1, kept=request.out / QUANTISED).choose()
 
     works = begin_scenes(todo, bundle, request, dataset, resources, choose, workers=1)
     with record:

@@ -81,8 +81,8 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
     """Choose the engine and precision on a worker's own device, in the environment that actors have."""
     network = request.out / QUANTISED
     prepare = partial(prepare_trial, bundle, device.kind, request.settings.precision, scenes, workers=workers, kept=network)
-    if device.description == describe_device(choose_device()) and not (trial := prepare()).pays():
-        return trial.choose(others=False)  # without the start of another process
+    if device.description == describe_device(choose_device()) and (found := prepare().choose_at_once()):
+        return found  # without the start of another process
     print("measuring engines, once for this model and machine ...", file=sys.stderr)
     options: Any = {"num_cpus": 1, "num_gpus": device.gpus, "runtime_env": {"env_vars": allocator.ENVIRONMENT}}
     choice: Any = ray.remote(**options)(_try_all).remote(prepare, request.access)
@@ -96,7 +96,7 @@ def _choose(bundle: Bundle, device: Device, request: Request, scenes: Sequence[t
 
 def _try_all(prepare: Callable[[], Trial], access: Mapping[str, str]) -> Choice:
     os.environ.update(access)
-    return prepare().choose(others=True)
+    return prepare().choose()
 
 
 def segment_scenes(

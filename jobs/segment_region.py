@@ -32,6 +32,7 @@ from pipeline.inference.ledger import SceneLedger, compare_dataset, describe_dat
 from pipeline.inference.plan import GIB, MIB, QUANTISED, Resources, Settings, memory_allotted
 from pipeline.inference.segment import seconds_a_tile
 from pipeline.inference.trial import prepare_trial
+from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.choice import REFERENCE, check_precision
 from pipeline.models.engine import choose_device, describe_device
@@ -242,6 +243,7 @@ def print_notes(scenes: Sequence[OpenedScene], refusals: Mapping[str, str], bund
 
 def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request) -> None:
     """Print what a run on this machine would do, with one tile timed here."""
+    keep_freed_memory()  # as workers do: what is measured here is remembered for them
     kind, cores = choose_device(), os.cpu_count() or 1
     workers = request.workers if request.workers != "auto" else 1 if kind == "cuda" else cores
     pixels = sum(opened.region.window.pixels for opened in scenes)
@@ -251,7 +253,7 @@ def print_plans(scenes: Sequence[OpenedScene], bundle: Bundle, request: Request)
     choice = REFERENCE
     if new:
         trial = prepare_trial(bundle, kind, request.settings.precision, new, workers=workers, kept=request.out / QUANTISED)
-        choice = trial.choose(trial.pays())
+        choice = trial.choose()
     seconds: dict[tuple[int, int, str, str], float] = {}
     for opened, planned in zip(scenes, before, strict=True):
         plan = planned or plan_scene(opened, bundle, request, choice, resources)

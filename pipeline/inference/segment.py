@@ -290,7 +290,7 @@ class LocalRun:
         self.bundle, self.settings, self.batch, self.kind = bundle, settings, batch, choose_device()
         self.streams = 1 if self.kind == "cuda" else workers or len(os.sched_getaffinity(0))
         trial = prepare_trial(bundle, self.kind, settings.precision, scenes, workers=self.streams)
-        self.choice = trial.choose(trial.pays())
+        self.choice = trial.choose()
         self._segmenters: list[Segmenter] = []
 
     def plan(self, scene: Scene, region: Region) -> Plan:

@@ -25,9 +25,11 @@ def prepare_trial(
 ) -> Trial:
     """A trial of engines for the new scenes of a run with that many workers; `kept` is where OUT keeps its int8 network."""
     pixels = sum(region.window.pixels for _, region in scenes)
-    samples = [] if asked == "fp32" else list(_samples(bundle, scenes, pixels))
-    threads = len(os.sched_getaffinity(0))
-    return Trial(bundle, device, asked, samples, work_px=pixels / workers, kept=kept, threads=threads)
+
+    def samples() -> list[Sample]:
+        return list(_samples(bundle, scenes, pixels))
+
+    return Trial(bundle, device, asked, samples, work_px=pixels / workers, kept=kept, threads=len(os.sched_getaffinity(0)))
 
 
 def _samples(bundle: Bundle, scenes: Sequence[tuple[Scene, Region]], pixels: int) -> Iterator[Sample]:

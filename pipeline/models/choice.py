@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,15 @@ from pipeline.models.layers import LAYERS
 from pipeline.models.program import PRECISIONS
 
 DIFFERING = 0.005  # the share of classes, or of values, that speed may cost, against fp32
-TRIAL_PX = 512  # a CPU's rate at this size holds for larger tiles, with the settings of `allocator`
-TRIAL_PAYS_S = 60.0  # of work by PyTorch's own engine; less is done before a trial would end
-SHORT_S = 20.0  # of work, with speeds remembered; less is done before an engine is built
-GAIN = {"eager": 1.0, "openvino": 1.03, "compiled": 1.06}  # by which an engine that is built must be faster; the last takes one shape only
+PASS_S, TRIAL_PX = 2.5, (2048, 1024, 512)  # the largest tile of which a pass is no longer; some engines are slower in large tiles
+JOB = {"eager": 1.5, "openvino": 1.5, "compiled": 1.6}  # of a pixel's work, with overlap and the end of a run; the last takes one shape
+BUILD_S = {"eager": 0.0, "openvino": 3.0, "compiled": 10.0}  # to begin with an engine
+QUANTISING_S = 15.0  # to make an int8 network, until it is known
+TRIAL_S = 10.0  # to measure an engine, once
+# How much faster than PyTorch's own an engine may be, until it is known: the most that was seen, so that none is passed over.
+GUESS = {"eager": 1.0, "openvino": 1.8, "compiled": 1.4}
+GUESS_INT8 = 3.0
+INT8 = Execution("openvino", "int8")
 
 
 class Sample(NamedTuple):
@@ -59,152 +64,224 @@ REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
 class Trial:
     """What can run a bundle on a device in the precision that was asked for, and what is measured of it, each once.
 
-    `samples` show what the scenes are like; two of three calibrate int8, the others judge. `kept` is the int8 network that
-    there is already; where there is none, one is made. `work_px` is what a stream has to do.
+    `samples` gives windows that show what the scenes are like; two of three calibrate int8, the others judge. `kept` is the int8
+    network that there is already; where there is none, one is made. `work_px` is what a stream has to do.
     Speeds are measured once for a bundle, a device and versions, and remembered in the user's cache.
     Raises Refused for a precision that this machine does not have.
     """
 
     def __init__(
-        self, bundle: Bundle, device: str, asked: str, samples: Sequence[Sample], *, work_px: float, kept: Place | None = None,
-        threads: int = 1,
+        self, bundle: Bundle, device: str, asked: str, samples: Callable[[], Sequence[Sample]], *, work_px: float,
+        kept: Place | None = None, threads: int = 1,
     ):  # fmt: skip
         _check_asked(asked, device)
         self.bundle, self.device, self.asked, self.work_px, self.threads = bundle, device, asked, work_px, threads
-        self.kept = str(kept) if kept and storage.is_file(kept) else None
-        self.judging = [_selftest(bundle), *samples[::3]]
-        self.calibrating = [sample for number, sample in enumerate(samples) if number % 3] or samples
+        self._int8_network: str | bytes | None = str(kept) if kept and storage.is_file(kept) else None
+        self._take_samples = samples
         self._engines: dict[Execution, Engine] = {}
         self._outputs: dict[str, list[np.ndarray]] = {}
-        self._rates: dict[str, float] = {}
+        self._rates: dict[str, float] = {}  # with which outputs were made
         self._unable: list[str] = []  # why engines were passed over
         versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf", "tilewright"))]
         about = [bundle.model_id, describe_device(device), processor_name(), *versions]
         self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+        self._known = self._remembered()
 
     @property
     def plain(self) -> Execution:
         """PyTorch's own engine, in what was asked for or else in what the device computes fastest: nothing has to be built."""
         return Execution("eager", self.asked if self.asked not in ("auto", "int8") else native_precision(self.device))
 
-    def pays(self) -> bool:
-        """Whether there is so much work that building and measuring other engines is worth its time."""
-        if self.asked in ("fp32", "int8"):
-            return self.asked == "int8"
-        return self.work_px > self.expected_speed(self.plain) * (SHORT_S if self.remembered() else TRIAL_PAYS_S)
-
-    def choose(self, others: bool) -> Choice:
-        """The fastest that is near enough to fp32, or that was asked for; without `others` PyTorch's own engine, if it is.
+    def choose(self) -> Choice:
+        """What ends first, built, tried and measured, that is near enough to fp32 or was asked for.
 
         Raises Refused where int8 was asked for and differs too much.
         """
+        choice = self._choose(build=True)
+        assert choice
+        return choice
+
+    def choose_at_once(self) -> Choice | None:
+        """The same where nothing has to be built or measured for it; else None."""
+        return self._choose(build=False)
+
+    def _choose(self, build: bool) -> Choice | None:
         if self.asked == "fp32":
             return REFERENCE
-        free = self.asked in ("auto", "int8")
-        candidates = self._candidates() if others else [self.plain]
-        possible = [engine for engine in ENGINES if self.device == "cpu" or engine != "openvino"]
-        lacks = sorted({lack for engine in possible if others and (lack := missing(engine, self.device))})
-        shares = {precision: self.differing(precision) for precision in {candidate.precision for candidate in candidates}}
-        fitting = [one for one in candidates if not free or shares[one.precision] <= DIFFERING]
-        if self.asked == "int8" and not fitting:
-            raise Refused(
-                f"--precision int8: {shares['int8']:.2%} of the {self.bundle.predicted} differ from fp32 on windows of the scene, at most"
-                f" {DIFFERING:.1%} may: use --precision auto"
-            )
-        if self.asked == "auto" and self.plain not in fitting:
-            fitting.append(Execution())  # fp32 always fits
-        rates = {one: self.speed(one) for one in fitting} if len(fitting) > 1 else {fitting[0]: 0.0}
-        best = max(fitting, key=lambda one: rates[one] / GAIN[one.engine])
-        return Choice(
-            best,
-            shares.get(best.precision, 0.0),
-            "; ".join([_why(best, rates, shares, others, self.bundle.predicted), *lacks, *self._unable]),
-        )
+        candidates = self._candidates()
+        while True:
+            best = min(candidates, key=self.seconds) if len(candidates) > 1 else candidates[0]
+            if not build and (self._must_be_made(best) or self._must_be_measured(best, candidates)):
+                return None
+            if not self._fits(best):
+                candidates.remove(best)
+                candidates += [Execution()] * (best == self.plain)  # fp32 always fits
+            elif not self._must_be_measured(best, candidates):
+                return self._chosen(best, candidates)
+            else:
+                self.speed(self.plain)
+                if not self.speed(best):
+                    candidates.remove(best)
 
     def _candidates(self) -> list[Execution]:
-        engines = () if self.asked == "int8" else ENGINES
-        found = [Execution(engine, self.plain.precision) for engine in engines if not missing(engine, self.device)]
-        if self.asked in ("auto", "int8") and not missing("openvino", self.device):
-            try:
-                found.append(self._int8)
-            except Refused as error:  # it cannot be converted
-                if self.asked == "int8":
-                    raise
-                self._unable.append(str(error))
-        return found
+        if self.asked == "int8":
+            return [INT8]
+        found = [Execution(engine, self.plain.precision) for engine in ENGINES]
+        return [one for one in (*found, *[INT8] * (self.asked == "auto")) if not missing(one.engine, self.device)]
 
-    @cached_property
-    def _int8(self) -> Execution:
-        """By the int8 network that is kept, or by a new one."""
-        if self.kept:
-            return Execution("openvino", "int8", self.kept)
-        inputs = (program_inputs([sample.pixels], sample.scaling, 1) for sample in self.calibrating)
-        with threads(self.threads):
-            return Execution("openvino", "int8", quantised(self.bundle, inputs))
+    def _must_be_made(self, one: Execution) -> bool:
+        return one == INT8 and not self._int8_network
 
-    def remembered(self) -> dict[str, float]:
-        """Pixels a second by precision and engine, as measured before."""
+    def _must_be_measured(self, one: Execution, candidates: Sequence[Execution]) -> bool:
+        return one.engine != "eager" and len(candidates) > 1 and _name(one) not in self._known["speeds"]
+
+    def _fits(self, one: Execution) -> bool:
+        """Whether it is near enough to fp32, or was asked for. Raises Refused where int8 was asked for, and is not."""
+        if self.asked not in ("auto", "int8"):
+            return True
         try:
-            return storage.read_json(self._file) or {}
-        except Refused:
-            return {}
+            share = self.differing(one.precision)
+        except Refused as error:  # it cannot be converted
+            if self.asked == "int8":
+                raise
+            self._unable.append(str(error))
+            return False
+        if self.asked == "int8" and share > DIFFERING:
+            raise Refused(
+                f"--precision int8: {share:.2%} of the {self.bundle.predicted} differ from fp32 on windows of the scene, at most"
+                f" {DIFFERING:.1%} may: use --precision auto"
+            )
+        return share <= DIFFERING
+
+    def _chosen(self, best: Execution, candidates: Sequence[Execution]) -> Choice:
+        judged = {precision: self.differing(precision) for precision in {best.precision, *self._outputs} - {"fp32"}}
+        reasons = [f"{share:.2%} of {self.bundle.predicted} differ from fp32 in {precision}" for precision, share in sorted(judged.items())]
+        speeds = sorted(self._known["speeds"].items(), key=lambda item: -item[1])
+        if len(candidates) > 1 and speeds:
+            reasons.append("MPix/s a stream: " + ", ".join(f"{name} {speed / 1e6:.3g}" for name, speed in speeds))
+        if any(self._rate(one) > self._rate(best) for one in candidates if len(candidates) > 1):
+            reasons.append("too little work to build what may be faster")
+        reasons += [*sorted(self._lacks(best)), *self._unable]
+        return Choice(self._built(best), judged.get(best.precision, 0.0), f"{best.precision} by {best.engine}: {'; '.join(reasons)}")
+
+    def _lacks(self, best: Execution) -> set[str]:
+        """What is not installed and may be faster."""
+        absent = [engine for engine in ENGINES if missing(engine, self.device) and (self.device == "cpu" or engine != "openvino")]
+        ones = [Execution(engine, self.plain.precision) for engine in absent if best.precision != "int8"]
+        return {missing(one.engine, self.device) or "" for one in ones if self.seconds(one) < self.seconds(best)}
+
+    def seconds(self, one: Execution) -> float:
+        """What a stream takes for its work, as far as is known or was guessed, and to begin with it."""
+        making = self._known.get("quantising_s", QUANTISING_S) if self._must_be_made(one) else 0.0
+        trial = 0.0 if one.engine == "eager" or _name(one) in self._known["speeds"] else TRIAL_S
+        return self.work_px * JOB[one.engine] / self._rate(one) + BUILD_S[one.engine] + making + trial
+
+    def _rate(self, one: Execution) -> float:
+        """Pixels a second of one stream, measured or else guessed."""
+        known = self._known["speeds"].get(_name(one))
+        if known is not None:
+            return known
+        if one.engine == "eager":
+            return self._rate_on_samples(one)
+        return self._rate(self.plain) * (GUESS_INT8 if one == INT8 else GUESS[one.engine])
+
+    def _rate_on_samples(self, one: Execution) -> float:
+        """The same on the judging samples, in which nothing has to be built: near enough to see what is worth a trial."""
+        self._inferred(one)
+        return self._rates[one.precision] / self.threads
 
     def differing(self, precision: str) -> float:
         """The share of classes, or of values, that differ from fp32, over the judging samples and the bundle's self-test."""
-        pairs = list(zip(self._inferred(precision), self._inferred("fp32"), strict=True))
+        if precision == "fp32":
+            return 0.0
+        pairs = list(
+            zip(self._inferred(INT8 if precision == "int8" else Execution("eager", precision)), self._inferred(Execution()), strict=True)
+        )
         differing = sum(int(differing_pixels(*pair, self.bundle.target).sum()) for pair in pairs)
         return differing / sum(one.size for one, _ in pairs)
 
-    def expected_speed(self, execution: Execution) -> float:
-        """Pixels a second of one stream, remembered or else as the samples went: near enough to see what is worth a trial."""
-        remembered = self.remembered().get(f"{execution.precision} {execution.engine}")
-        if remembered is None:
-            self._inferred(execution.precision)
-        return remembered or self._rates[execution.precision] / self.threads
-
-    def _inferred(self, precision: str) -> list[np.ndarray]:
+    def _inferred(self, one: Execution) -> list[np.ndarray]:
         """The mask, or the values, of the judging samples in a precision, by the engine that needs no building."""
-        if precision not in self._outputs:
-            engine = self._engine(self._int8 if precision == "int8" else Execution("eager", precision))
+        if one.precision not in self._outputs:
+            engine = self._engine(one)
+            samples = self._judging
             with threads(self.threads):
                 began = time.perf_counter()
-                self._outputs[precision] = [_pixels(engine, sample) for sample in self.judging]
-            pixels = sum(layers.size for layers in self._outputs[precision])
-            self._rates[precision] = pixels / (time.perf_counter() - began)
-        return self._outputs[precision]
+                self._outputs[one.precision] = [_pixels(engine, sample) for sample in samples]
+            pixels = sum(layers.size for layers in self._outputs[one.precision])
+            self._rates[one.precision] = pixels / (time.perf_counter() - began)
+        return self._outputs[one.precision]
 
-    def _engine(self, execution: Execution) -> Engine:
-        if execution not in self._engines:
-            self._engines[execution] = Engine(self.bundle, self.device, execution)
-        return self._engines[execution]
-
-    def speed(self, execution: Execution) -> float:
-        """Pixels a second of one stream, remembered from before or measured now: the best of three passes; 0: it cannot."""
-        name, known = f"{execution.precision} {execution.engine}", self.remembered()
-        if name not in known:
-            stride = self.bundle.reach.stride
-            side = ceil_to(TRIAL_PX, stride)
+    def speed(self, one: Execution) -> float:
+        """Pixels a second of one stream, remembered from before or measured now: the better of two passes; 0: it cannot."""
+        speeds = self._known["speeds"]
+        if _name(one) not in speeds:
+            side = self._side
             bands = len(self.bundle.bands)
             blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
             try:
-                engine = self._engine(execution)
+                engine = self._engine(one)
             except Refused as error:  # it cannot be converted, or fails the self-test, which the engine that needs no building has passed
-                self._unable.append(f"{name}: {error}")
+                self._unable.append(f"{_name(one)}: {error}")
                 return 0.0
             with threads(1):
-                known[name] = side * side / min(_seconds(engine, blank) for _ in range(3))
-            storage.replace_json(self._file, self.remembered() | known)
-        return known[name]
+                speed = side * side / min(_seconds(engine, blank) for _ in range(2))
+            self._remember({"side": side, "speeds": {**speeds, _name(one): speed}})
+        return self._known["speeds"][_name(one)]
+
+    @cached_property
+    def _side(self) -> int:
+        """Of the tile that speeds are measured with, px."""
+        rate = self._rate(self.plain)
+        side = self._known.get("side") or next((side for side in TRIAL_PX if side * side <= PASS_S * rate), TRIAL_PX[-1])
+        return ceil_to(side, self.bundle.reach.stride)
+
+    @cached_property
+    def _samples(self) -> Sequence[Sample]:
+        return self._take_samples()
+
+    @property
+    def _judging(self) -> list[Sample]:
+        return [_selftest(self.bundle), *self._samples[::3]]
+
+    def _quantised(self) -> bytes:
+        """An int8 network."""
+        calibrating = [sample for number, sample in enumerate(self._samples) if number % 3] or self._samples
+        inputs = (program_inputs([sample.pixels], sample.scaling, 1) for sample in calibrating)
+        began = time.perf_counter()
+        with threads(self.threads):
+            network = quantised(self.bundle, inputs)
+        self._remember({"quantising_s": time.perf_counter() - began})
+        return network
+
+    def _built(self, one: Execution) -> Execution:
+        if one != INT8:
+            return one
+        self._int8_network = self._int8_network or self._quantised()
+        return replace(one, network=self._int8_network)
+
+    def _engine(self, one: Execution) -> Engine:
+        if one not in self._engines:
+            self._engines[one] = Engine(self.bundle, self.device, self._built(one))
+        return self._engines[one]
+
+    def _remembered(self) -> dict[str, Any]:
+        """What was measured before: `speeds`, pixels a second by precision and engine, in tiles of `side` px; `quantising_s`."""
+        try:
+            found = storage.read_json(self._file)
+        except Refused:
+            found = None
+        return {"speeds": {}} | (found if isinstance(found, dict) and isinstance(found.get("speeds"), dict) else {})
+
+    def _remember(self, more: dict[str, Any]) -> None:
+        """With what another run has measured meanwhile."""
+        before = self._remembered()
+        self._known = self._known | before | more | {"speeds": {**before["speeds"], **more.get("speeds", {})}}
+        storage.replace_json(self._file, self._known)
 
 
-def _why(best: Execution, rates: dict[Execution, float], shares: dict[str, float], worth: bool, predicted: str) -> str:
-    reasons = [f"{share:.2%} of {predicted} differ from fp32 in {name}" for name, share in sorted(shares.items()) if name != "fp32"]
-    if len(rates) > 1:
-        others = sorted(rates.items(), key=lambda item: -item[1])
-        reasons.append("MPix/s a stream: " + ", ".join(f"{one.precision} {one.engine} {rate / 1e6:.3g}" for one, rate in others))
-    elif not worth:
-        reasons.append("too little work to try others")
-    return f"{best.precision} by {best.engine}: " + "; ".join(reasons)
+def _name(one: Execution) -> str:
+    return f"{one.precision} {one.engine}"
 
 
 def check_precision(asked: str) -> None:

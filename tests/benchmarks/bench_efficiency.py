@@ -124,7 +124,7 @@ def in_process(bundle: Path, scene: Path, out: Path, settings: list[str]) -> Job
     asked = dict(zip(settings[::2], settings[1::2], strict=True))
     out.mkdir()
     trial = prepare_trial(model, kind, asked["--precision"], [(opened, region)], workers=workers)
-    choice = trial.choose(trial.pays())
+    choice = trial.choose()
     choice.keep(out / QUANTISED)
     halo = int(asked["--halo"]) if asked["--halo"].isdigit() else asked["--halo"]
     wanted = Settings(precision=asked["--precision"], halo=halo)  # type: ignore[arg-type]
