@@ -17,11 +17,11 @@ from cluster.record import OUTCOMES, new_run_id
 from pipeline.errors import Refused, Unreadable, one_line
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.inference.plan import software
 from pipeline.results.comparison import cross
 from pipeline.results.mirror import mirror_tables
 from pipeline.results.pinned import LENGTH, check_pinned, find_model, model_folder, note_model, pin, read_current, switch, tables_folder
 from pipeline.results.tables import day_of
+from pipeline.software import software
 
 SCHEMA_VERSION = 1
 SHOWN = 10  # lines of a kind
@@ -214,7 +214,7 @@ class Record:
         self._content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "kind": "monitoring", "region": watch.region,
             "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "archive": watch.scenes,
-            "model": {"model_id": model.bundle.model_id, "path": model.bundle.path}, "software": software(),
+            "model": {"model_id": model.bundle.model_id, "path": model.bundle.path}, "software": dict(software()),
         }  # fmt: skip
 
     def __enter__(self) -> Record:

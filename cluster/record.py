@@ -17,10 +17,10 @@ from cluster.job import DONE, FAILED_ON_DATA
 from cluster.scenes import SceneWork
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place, Remote
-from pipeline.inference.plan import software
 from pipeline.inference.segment import ShardResult
 from pipeline.inference.stages import events
 from pipeline.models.bundle import Bundle
+from pipeline.software import software
 
 SCHEMA_VERSION = 1
 OUTCOMES = {DONE: "done", FAILED_ON_DATA: "failed on data"}
@@ -46,7 +46,7 @@ class RunRecord:
         self._content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "outcome": "running",
             "command": without_access(command), "bundle": {"path": bundle.path, "model_id": bundle.model_id},
-            "software": software() | {"ray": version("ray")},
+            "software": {**software(), "ray": version("ray")},
             "already_done": list(done),
         }  # fmt: skip
 

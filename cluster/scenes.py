@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from cluster.environment import Device, Node, ray_address
-from pipeline.errors import Refused
+from pipeline.errors import Refused, one_line
 from pipeline.geometry.windows import Window
 from pipeline.imagery import storage
 from pipeline.imagery.catalogue import Source, find_sources
@@ -26,6 +27,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.choice import REFERENCE, Choice
 from pipeline.results.polygons import PolygonOptions
 from pipeline.results.publish import Published, is_done
+from pipeline.software import other_versions
 
 ROOMY_BYTES = 4 * GIB  # a worker may use at least this much, if need be with fewer workers
 
@@ -165,7 +167,20 @@ def begin_scenes(
     check_space(plans, request.out, workers)
     adopt_dataset(request.out, dataset)
     choice.keep(request.out / QUANTISED)
-    return [adopt_scene(opened, plan, request, resources.device) for opened, plan in zip(todo, plans, strict=True)]
+    works = [adopt_scene(opened, plan, request, resources.device) for opened, plan in zip(todo, plans, strict=True)]
+    _note_other_versions(works)
+    return works
+
+
+def _note_other_versions(works: Sequence[SceneWork]) -> None:
+    """Say what was begun by other versions than those that will end it."""
+    begun = {work.plan.scene.uri: others for work in works if work.missing and (others := other_versions(work.plan.software))}
+    for uri, others in list(begun.items())[:1]:
+        more = f" and {len(begun) - 1} more" if len(begun) > 1 else ""
+        print(
+            f"note: {one_line(uri)}{more} was begun with {others}: what is left may be rounded differently; --fresh starts anew",
+            file=sys.stderr,
+        )
 
 
 def adopt_scene(opened: OpenedScene, plan: Plan, request: Request, device: str) -> SceneWork:

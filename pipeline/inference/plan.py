@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import rasterio
-import torch
 
 from pipeline.errors import Refused
 from pipeline.geometry.windows import BLOCK, Span, Tile, Window, ceil_to, cells, even, largest_first, shards, spans, tile_rows
@@ -28,6 +25,7 @@ from pipeline.models.choice import Choice
 from pipeline.models.engine import Execution, Scaling
 from pipeline.models.forward import ANY_SHAPE
 from pipeline.models.layers import LAYERS, bands_of, layers_of
+from pipeline.software import software
 
 Auto = Literal["auto"]
 TileSize = tuple[int, int]  # height and width in px
@@ -219,16 +217,8 @@ def make_plan(
         network=QUANTISED if execution.precision == "int8" else None,
         choice=f"{choice.why}{'; not compiled for a shape of its own' if small else ''}",
         threads=1, device=resources.device, layers=layers, classes=len(bundle.classes),
-        memory_bytes=memory(tile, shard), cache_bytes=cache, software=software(),
+        memory_bytes=memory(tile, shard), cache_bytes=cache, software=dict(software()),
     )  # fmt: skip
-
-
-def software() -> dict[str, str]:
-    """The versions that a result may depend on."""
-    return {
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__,
-    }  # fmt: skip
 
 
 def memory_allotted() -> int:

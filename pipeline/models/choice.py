@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from pipeline.errors import Refused
 from pipeline.geometry.pyramid import nodata_of
@@ -24,6 +23,7 @@ from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16,
 from pipeline.models.forward import ENGINES, missing, quantised
 from pipeline.models.layers import LAYERS
 from pipeline.models.program import PRECISIONS
+from pipeline.software import software
 
 DIFFERING = 0.005  # the share of classes, or of values, that speed may cost, against fp32
 PASS_S, TRIAL_PX = 2.5, (2048, 1024, 512)  # the largest tile of which a pass is no longer; some engines are slower in large tiles
@@ -82,7 +82,7 @@ class Trial:
         self._outputs: dict[str, list[np.ndarray]] = {}
         self._rates: dict[str, float] = {}  # with which outputs were made
         self._unable: list[str] = []  # why engines were passed over
-        versions = [torch.__version__, *(_version(name) for name in ("openvino", "nncf", "tilewright"))]
+        versions = [software().get(name, "") for name in ("torch", "openvino", "nncf", "tilewright")]
         about = [bundle.model_id, describe_device(device), processor_name(), *versions]
         self._file = storage.cache_folder() / "speeds" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
         self._known = self._remembered()
@@ -319,12 +319,3 @@ def _seconds(engine: Engine, sample: Sample) -> float:
     began = time.perf_counter()
     _pixels(engine, sample)
     return time.perf_counter() - began
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -21,13 +21,13 @@ from pipeline.errors import Refused
 from pipeline.geometry.windows import Window, ceil_to
 from pipeline.imagery import storage
 from pipeline.imagery.storage import Place
-from pipeline.inference.plan import software
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.bundle import save_bundle
 from pipeline.models.engine import choose_device, describe_device
 from pipeline.models.networks import build_network
 from pipeline.models.networks.pretrained import Loaded, load_encoder
 from pipeline.models.receptive import Reach, measure_halo
+from pipeline.software import software
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.classes import ClassTable
 from pipeline.training.datasets import file_sha256
@@ -273,7 +273,7 @@ def provenance(training: Training, trainer: Trainer, loaded: Loaded | None) -> d
         "device": describe_device(choose_device()),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "software": software(),
+        "software": dict(software()),
         "warnings": list(training.warnings),
     }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from pipeline.inference.plan import memory_allotted, software
+from pipeline.inference.plan import memory_allotted
 from pipeline.models.engine import describe_device, processor_name
+from pipeline.software import software
 
 
 def describe_machine() -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -308,6 +309,29 @@ def test_fresh_and_clean(exact_unet: Bundle, ray_cluster: dict[str, str], tmp_pa
         assert dataset.tags()["INPUT_ID"] == f"{attempt.name}-1"
         np.testing.assert_array_equal(dataset.read(1), before)
     assert "done already" in run(segment(scene, exact_unet, out), **ray_cluster).stdout
+
+
+def test_what_another_device_or_version_began(exact_unet: Bundle, ray_cluster: dict[str, str], tmp_path: Path):
+    """On another kind of device it is refused, whatever is left of it; with other versions it is finished, and that is said."""
+    scene = write_scene(tmp_path / "scene.tif", smooth_noise(35, (3, 200, 260)))
+    out = tmp_path / "out"
+    first = run(segment(scene, exact_unet, out), **ray_cluster)
+    assert first.returncode == 0 and "was begun" not in first.stderr
+    before = read_mask(out / "scenes" / "scene" / "mask.tif")
+    (plan,) = (out / "scenes" / "scene" / "parts").glob("*/plan.json")
+    content = json.loads(plan.read_text())
+
+    def again(**changed: object) -> subprocess.CompletedProcess[str]:
+        for path in plan.parent.iterdir():
+            path.unlink()
+        plan.write_text(json.dumps(content | changed))
+        return run(segment(scene, exact_unet, out), **ray_cluster)
+
+    refused = again(device="cpu riscv64")
+    assert refused.returncode == 2 and "was begun on cpu riscv64, this is cpu" in refused.stderr
+    older = again(software={**content["software"], "numpy": "1.0", "forgotten": "2"})
+    assert older.returncode == 0 and "scene.tif was begun with numpy 1.0 (here " in older.stderr and "forgotten" not in older.stderr
+    np.testing.assert_array_equal(read_mask(out / "scenes" / "scene" / "mask.tif"), before)
 
 
 def test_rays_copy_of_the_folder_is_small_and_enough(ray_cluster: dict[str, str]):
