@@ -166,9 +166,11 @@ class Trial:
 
     def _lacks(self, best: Execution) -> set[str]:
         """What is not installed and may be faster."""
-        absent = [engine for engine in ENGINES if missing(engine, self.device) and (self.device == "cpu" or engine != "openvino")]
-        ones = [Execution(engine, self.plain.precision) for engine in absent if best.precision != "int8"]
-        return {missing(one.engine, self.device) or "" for one in ones if self.seconds(one) < self.seconds(best)}
+        if best == INT8:
+            return set()
+        lacks = {engine: missing(engine, self.device) for engine in ENGINES if self.device == "cpu" or engine != "openvino"}
+        ends = self.seconds(best)
+        return {lack for engine, lack in lacks.items() if lack and self.seconds(Execution(engine, self.plain.precision)) < ends}
 
     def seconds(self, one: Execution) -> float:
         """What a stream takes for its work, as far as is known or was guessed, and to begin with it."""
