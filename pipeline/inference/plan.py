@@ -43,7 +43,9 @@ PROCESS_BYTES = 1050 * MIB  # Python, torch with its libraries, rasterio, publis
 # to 1.9 seen in bf16 by eager and OpenVINO, 2.5 in fp32, 2.8 compiled; and weights while engines are made and tested.
 SCRATCH, SCRATCH_FP32, SCRATCH_COMPILED = 2.0, 2.6, 2.9
 COPIES = 5
-LARGE_TILE_COST = 0.01  # an octave above 512 px: none was seen without AMX; with it overlap costs more (tests/benchmarks/RESULTS.md)
+# An octave above 512 px, where activations leave the caches and memory is taken for the first time: on the CPUs with AMX that were
+# seen, and on others (tests/benchmarks/RESULTS.md).
+LARGE_TILE_COST_AMX, LARGE_TILE_COST = 0.1, 0.01
 SMALL_TILE_COST = 0.05  # a guess at what each halving below 512 px costs in calls, so that a network without halo gets no tiny tiles
 # A pixel of a band, parts and COG with their overviews. Seen on jobs/demo: masks 0.22, or 0.75 for patches of 2 px; confidence
 # 1.52; values of U-Nets with random weights 8.7 in fp32, 7.2 in bf16, of which all bits vary.
@@ -338,7 +340,7 @@ def _best_sizes(
 
     def compute(shard: int, tile: TileSize) -> float:
         """The network's work, with whole shards."""
-        return read(shard, tile) * _cost(tile)
+        return read(shard, tile) * _cost(tile, resources.device)
 
     def work(sizes: Sizes) -> float:
         """The same for a pixel of the region, and what goes with it."""
@@ -349,7 +351,7 @@ def _best_sizes(
             total, count, idle = sum(loads), len(loads), idle_share(loads, resources.workers)
         idle *= min(1.0, window.pixels / (resources.pixels or window.pixels))
         calls = SHARD_S * RATES[resources.kind] * count
-        return (total * _cost(sizes.tile) * (1 + idle) + calls) / window.pixels
+        return (total * _cost(sizes.tile, resources.device) * (1 + idle) + calls) / window.pixels
 
     counts = {shard: len(cells(window.rows, shard)) * len(cells(window.cols, shard)) for shard in fitting}
     many = MANY_SHARDS * resources.workers
@@ -368,10 +370,10 @@ def _best_sizes(
     return min(found, key=lambda sizes: (round(works[sizes] / NEAR), sizes.finer, sizes.shard, works[sizes]))
 
 
-def _cost(tile: TileSize) -> float:
+def _cost(tile: TileSize, device: str) -> float:
     """What a pixel of such a tile costs, against one of 512 px square."""
     octaves = math.log2(math.sqrt(tile[0] * tile[1]) / 512)
-    return 1 + max(LARGE_TILE_COST * octaves, -SMALL_TILE_COST * octaves)
+    return 1 + max((LARGE_TILE_COST_AMX if "amx" in device else LARGE_TILE_COST) * octaves, -SMALL_TILE_COST * octaves)
 
 
 def idle_at_the_end(shards: int, workers: int) -> float:

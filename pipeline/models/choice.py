@@ -29,11 +29,12 @@ DIFFERING = 0.005  # the share of classes, or of values, that speed may cost, ag
 PASS_S, TRIAL_PX = 2.5, (2048, 1024, 512)  # the largest tile of which a pass is no longer; some engines are slower in large tiles
 JOB = {"eager": 1.5, "openvino": 1.5, "compiled": 1.6}  # of a pixel's work, with overlap and the end of a run; the last takes one shape
 BUILD_S = {"eager": 0.0, "openvino": 3.0, "compiled": 10.0}  # to begin with an engine
-QUANTISING_S = 15.0  # to make an int8 network, until it is known
-TRIAL_S = 10.0  # to measure an engine, once
+QUANTISING_S, QUANTISING_PX = 3.0, 4e6  # to make an int8 network, until it is known: so long, and as PyTorch takes for so many pixels
+PASSES = 3  # that are timed; in the first two PyTorch may take memory
+TRIAL_S = 2.0  # to begin with measuring
 # How much faster than PyTorch's own an engine may be, until it is known: the most that was seen, so that none is passed over.
-GUESS = {"eager": 1.0, "openvino": 1.8, "compiled": 1.4}
-GUESS_INT8 = 3.0
+GUESS = {"eager": 1.0, "openvino": 2.2, "compiled": 1.4}
+GUESS_INT8 = 3.5
 INT8 = Execution("openvino", "int8")
 
 
@@ -174,9 +175,12 @@ class Trial:
 
     def seconds(self, one: Execution) -> float:
         """What a stream takes for its work, as far as is known or was guessed, and to begin with it."""
-        making = self._known.get("quantising_s", QUANTISING_S) if self._must_be_made(one) else 0.0
-        trial = 0.0 if one.engine == "eager" or _name(one) in self._known["speeds"] else TRIAL_S
-        return self.work_px * JOB[one.engine] / self._rate(one) + BUILD_S[one.engine] + making + trial
+        seconds = self.work_px * JOB[one.engine] / self._rate(one) + BUILD_S[one.engine]
+        if self._must_be_made(one):
+            seconds += self._known.get("quantising_s") or QUANTISING_S + QUANTISING_PX / self._rate(self.plain)
+        if one.engine != "eager" and _name(one) not in self._known["speeds"]:
+            seconds += TRIAL_S + (PASSES + 1) * self._side**2 / self._rate(self.plain)
+        return seconds
 
     def _rate(self, one: Execution) -> float:
         """Pixels a second of one stream, measured or else guessed."""
@@ -215,7 +219,7 @@ class Trial:
         return self._outputs[one.precision]
 
     def speed(self, one: Execution) -> float:
-        """Pixels a second of one stream, remembered from before or measured now: the better of two passes; 0: it cannot."""
+        """Pixels a second of one stream, remembered from before or measured now: the best of a few passes; 0: it cannot."""
         speeds = self._known["speeds"]
         if _name(one) not in speeds:
             side = self._side
@@ -227,7 +231,7 @@ class Trial:
                 self._unable.append(f"{_name(one)}: {error}")
                 return 0.0
             with threads(1):
-                speed = side * side / min(_seconds(engine, blank) for _ in range(2))
+                speed = side * side / min(_seconds(engine, blank) for _ in range(PASSES))
             self._remember({"side": side, "speeds": {**speeds, _name(one): speed}})
         return self._known["speeds"][_name(one)]
 

@@ -58,6 +58,26 @@ def test_auto_tile_wastes_less_than_the_usual_tiles(unet: Bundle):
     assert auto.redundancy < min(plan_of(scene, unet, tile=tile).redundancy for tile in (256, 512)) and auto.redundancy < 1.5
 
 
+def test_tiles_are_smaller_where_large_ones_are_slow(unet: Bundle):
+    """On the CPUs with AMX that were seen; where overlap is much they stay large."""
+    scene = scene_of(10_000, 10_000)
+
+    def tile_px(device: str, halo: int) -> int:
+        height, width = make_plan(
+            scene,
+            Region(scene.grid.window),
+            unet,
+            Settings(halo=halo),
+            batch="auto",
+            choice=REFERENCE,
+            resources=Resources(device, 8 * GIB),
+        ).tile
+        return height * width
+
+    assert tile_px(f"{CPU} amx_bf16", 8) < 800**2 and tile_px(CPU, 8) > 2000**2
+    assert tile_px(f"{CPU} amx_bf16", 192) > 1500**2
+
+
 @pytest.mark.parametrize("workers", [1, 2, 7, 64])
 @pytest.mark.parametrize("side", [5_000, 20_000, 100_000])
 def test_auto_shards_keep_workers_busy(unet: Bundle, workers: int, side: int):
