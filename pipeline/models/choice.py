@@ -274,10 +274,11 @@ class Trial:
     def _remembered(self) -> dict[str, Any]:
         """What was measured before: `speeds`, pixels a second by precision and engine, in tiles of `side` px; `quantising_s`."""
         try:
-            found = storage.read_json(self._file)
-        except Refused:
-            found = None
-        return {"speeds": {}} | (found if isinstance(found, dict) and isinstance(found.get("speeds"), dict) else {})
+            found = {"speeds": {}} | (storage.read_json(self._file) or {})
+            sound = all(number > 0 for number in (found.get("side", 1), found.get("quantising_s", 1.0), *found["speeds"].values()))
+        except (Refused, TypeError, AttributeError):  # it was damaged
+            sound = False
+        return found if sound else {"speeds": {}}
 
     def _remember(self, more: dict[str, Any]) -> None:
         """With what another run has measured meanwhile."""

@@ -196,6 +196,17 @@ def test_a_trial_measures_and_remembers(unet: Bundle, tmp_path: Path, monkeypatc
     assert file.read_text() == speeds
 
 
+@pytest.mark.parametrize(
+    "damaged", ["", "{", "[]", "[1]", "5", "{}", '{"speeds": [1]}', '{"speeds": {"bf16 eager": 0}}', '{"speeds": {"bf16 eager": "1"}}']
+)
+def test_a_memory_that_is_damaged_is_none(unet: Bundle, damaged: str):
+    trial = Trial(unet, "cpu", "auto", lambda: SAMPLES, work_px=MUCH)
+    trial._remember({"speeds": {"bf16 eager": 1e6}, "side": 512})
+    assert trial._remembered() == {"speeds": {"bf16 eager": 1e6}, "side": 512}
+    trial._file.write_text(damaged)
+    assert trial._remembered() == {"speeds": {}}
+
+
 def test_an_engine_that_fails_its_self_test_is_passed_over(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
     """The run goes on with one that passes; nothing is remembered of the other."""
     monkeypatch.setattr(choice, "TRIAL_PX", (64,))
