@@ -214,7 +214,7 @@ class Record:
         self._content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "kind": "monitoring", "region": watch.region,
             "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "archive": watch.scenes,
-            "model": {"model_id": model.bundle.model_id, "path": model.bundle.path}, "software": dict(software()),
+            "model": {"model_id": model.bundle.model_id, "path": model.bundle.path}, "software": software(),
         }  # fmt: skip
 
     def __enter__(self) -> Record:

@@ -46,7 +46,7 @@ class RunRecord:
         self._content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "run_id": self.run_id, "started": f"{now:%Y-%m-%dT%H:%M:%SZ}", "outcome": "running",
             "command": without_access(command), "bundle": {"path": bundle.path, "model_id": bundle.model_id},
-            "software": {**software(), "ray": version("ray")},
+            "software": software() | {"ray": version("ray")},
             "already_done": list(done),
         }  # fmt: skip
 

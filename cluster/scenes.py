@@ -175,7 +175,8 @@ def begin_scenes(
 def _note_other_versions(works: Sequence[SceneWork]) -> None:
     """Say what was begun by other versions than those that will end it."""
     begun = {work.plan.scene.uri: others for work in works if work.missing and (others := other_versions(work.plan.software))}
-    for uri, others in list(begun.items())[:1]:
+    if begun:
+        uri, others = next(iter(begun.items()))
         more = f" and {len(begun) - 1} more" if len(begun) > 1 else ""
         print(
             f"note: {one_line(uri)}{more} was begun with {others}: what is left may be rounded differently; --fresh starts anew",

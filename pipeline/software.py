@@ -13,16 +13,18 @@ import torch
 PACKAGES = ("tilewright", "numpy", "rasterio", "openvino", "nncf")
 
 
-@cache
-def software() -> Mapping[str, str]:
+def software() -> dict[str, str]:
     """The versions that a result may depend on, by name, of what is installed here."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "gdal": rasterio.__gdal_version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"python": platform.python_version(), "torch": torch.__version__, "gdal": rasterio.__gdal_version__}
+    return own | {package: found for package in PACKAGES if (found := _installed(package))}
+
+
+@cache
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def other_versions(before: Mapping[str, str]) -> str:

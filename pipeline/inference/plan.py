@@ -219,7 +219,7 @@ def make_plan(
         network=QUANTISED if execution.precision == "int8" else None,
         choice=f"{choice.why}{'; not compiled for a shape of its own' if small else ''}",
         threads=1, device=resources.device, layers=layers, classes=len(bundle.classes),
-        memory_bytes=memory(tile, shard), cache_bytes=cache, software=dict(software()),
+        memory_bytes=memory(tile, shard), cache_bytes=cache, software=software(),
     )  # fmt: skip
 
 

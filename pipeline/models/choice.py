@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from pipeline.imagery import storage
 from pipeline.imagery.reader import Pixels
 from pipeline.imagery.storage import Place
 from pipeline.models.bundle import Bundle, differing_pixels
+from pipeline.models.checked import made
 from pipeline.models.engine import Engine, Execution, Scaling, computes_in_bf16, describe_device, processor_name, program_inputs, threads
 from pipeline.models.forward import ENGINES, missing, quantised
 from pipeline.models.layers import LAYERS
@@ -60,6 +61,16 @@ class Choice:
 
 
 REFERENCE = Choice(Execution(), 0.0, "fp32 by eager: the reference")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured of a bundle on a device: pixels a second of one stream by precision and engine, in tiles of `side` px;
+    and the seconds that an int8 network took to make."""
+
+    speeds: dict[str, float] = field(default_factory=dict)
+    side: int | None = None
+    quantising_s: float | None = None
 
 
 class Trial:
@@ -116,7 +127,8 @@ class Trial:
                 return None
             if not self._fits(best):
                 candidates.remove(best)
-                candidates += [Execution()] * (best == self.plain)  # fp32 always fits
+                if best == self.plain:
+                    candidates.append(Execution())  # fp32 always fits
             elif not self._must_be_measured(best, candidates):
                 return self._chosen(best, candidates)
             else:
@@ -134,7 +146,7 @@ class Trial:
         return one == INT8 and not self._int8_network
 
     def _must_be_measured(self, one: Execution, candidates: Sequence[Execution]) -> bool:
-        return one.engine != "eager" and len(candidates) > 1 and _name(one) not in self._known["speeds"]
+        return one.engine != "eager" and len(candidates) > 1 and _name(one) not in self._known.speeds
 
     def _fits(self, one: Execution) -> bool:
         """Whether it is near enough to fp32, or was asked for. Raises Refused where int8 was asked for, and is not."""
@@ -157,7 +169,7 @@ class Trial:
     def _chosen(self, best: Execution, candidates: Sequence[Execution]) -> Choice:
         judged = {precision: self.differing(precision) for precision in {best.precision, *self._outputs} - {"fp32"}}
         reasons = [f"{share:.2%} of {self.bundle.predicted} differ from fp32 in {precision}" for precision, share in sorted(judged.items())]
-        speeds = sorted(self._known["speeds"].items(), key=lambda item: -item[1])
+        speeds = sorted(self._known.speeds.items(), key=lambda item: -item[1])
         if len(candidates) > 1 and speeds:
             reasons.append("MPix/s a stream: " + ", ".join(f"{name} {speed / 1e6:.3g}" for name, speed in speeds))
         if any(self._rate(one) > self._rate(best) for one in candidates if len(candidates) > 1):
@@ -177,14 +189,14 @@ class Trial:
         """What a stream takes for its work, as far as is known or was guessed, and to begin with it."""
         seconds = self.work_px * JOB[one.engine] / self._rate(one) + BUILD_S[one.engine]
         if self._must_be_made(one):
-            seconds += self._known.get("quantising_s") or QUANTISING_S + QUANTISING_PX / self._rate(self.plain)
-        if one.engine != "eager" and _name(one) not in self._known["speeds"]:
+            seconds += self._known.quantising_s or QUANTISING_S + QUANTISING_PX / self._rate(self.plain)
+        if one.engine != "eager" and _name(one) not in self._known.speeds:
             seconds += TRIAL_S + (PASSES + 1) * self._side**2 / self._rate(self.plain)
         return seconds
 
     def _rate(self, one: Execution) -> float:
         """Pixels a second of one stream, measured or else guessed."""
-        known = self._known["speeds"].get(_name(one))
+        known = self._known.speeds.get(_name(one))
         if known is not None:
             return known
         if one.engine == "eager":
@@ -193,35 +205,31 @@ class Trial:
 
     def _rate_on_samples(self, one: Execution) -> float:
         """The same on the judging samples, in which nothing has to be built: near enough to see what is worth a trial."""
-        self._inferred(one)
+        self._inferred(one.precision)
         return self._rates[one.precision] / self.threads
 
     def differing(self, precision: str) -> float:
         """The share of classes, or of values, that differ from fp32, over the judging samples and the bundle's self-test."""
         if precision == "fp32":
             return 0.0
-        pairs = list(
-            zip(self._inferred(INT8 if precision == "int8" else Execution("eager", precision)), self._inferred(Execution()), strict=True)
-        )
+        pairs = list(zip(self._inferred(precision), self._inferred("fp32"), strict=True))
         differing = sum(int(differing_pixels(*pair, self.bundle.target).sum()) for pair in pairs)
         return differing / sum(one.size for one, _ in pairs)
 
-    def _inferred(self, one: Execution) -> list[np.ndarray]:
+    def _inferred(self, precision: str) -> list[np.ndarray]:
         """The mask, or the values, of the judging samples in a precision, by the engine that needs no building."""
-        if one.precision not in self._outputs:
-            engine = self._engine(one)
-            samples = self._judging
+        if precision not in self._outputs:
+            engine, samples = self._engine(INT8 if precision == "int8" else Execution("eager", precision)), self._judging
             with threads(self.threads):
                 began = time.perf_counter()
-                self._outputs[one.precision] = [_pixels(engine, sample) for sample in samples]
-            pixels = sum(layers.size for layers in self._outputs[one.precision])
-            self._rates[one.precision] = pixels / (time.perf_counter() - began)
-        return self._outputs[one.precision]
+                self._outputs[precision] = [_pixels(engine, sample) for sample in samples]
+            pixels = sum(layers.size for layers in self._outputs[precision])
+            self._rates[precision] = pixels / (time.perf_counter() - began)
+        return self._outputs[precision]
 
     def speed(self, one: Execution) -> float:
         """Pixels a second of one stream, remembered from before or measured now: the best of a few passes; 0: it cannot."""
-        speeds = self._known["speeds"]
-        if _name(one) not in speeds:
+        if _name(one) not in self._known.speeds:
             side = self._side
             bands = len(self.bundle.bands)
             blank = Sample(Pixels(np.zeros((bands, side, side), np.uint8), None), Scaling((1.0,) * bands, (0.0,) * bands))
@@ -232,21 +240,21 @@ class Trial:
                 return 0.0
             with threads(1):
                 speed = side * side / min(_seconds(engine, blank) for _ in range(PASSES))
-            self._remember({"side": side, "speeds": {**speeds, _name(one): speed}})
-        return self._known["speeds"][_name(one)]
+            self._remember(side=side, speeds={_name(one): speed})
+        return self._known.speeds[_name(one)]
 
     @cached_property
     def _side(self) -> int:
         """Of the tile that speeds are measured with, px."""
         rate = self._rate(self.plain)
-        side = self._known.get("side") or next((side for side in TRIAL_PX if side * side <= PASS_S * rate), TRIAL_PX[-1])
+        side = self._known.side or next((side for side in TRIAL_PX if side * side <= PASS_S * rate), TRIAL_PX[-1])
         return ceil_to(side, self.bundle.reach.stride)
 
     @cached_property
     def _samples(self) -> Sequence[Sample]:
         return self._take_samples()
 
-    @property
+    @cached_property
     def _judging(self) -> list[Sample]:
         return [_selftest(self.bundle), *self._samples[::3]]
 
@@ -257,7 +265,7 @@ class Trial:
         began = time.perf_counter()
         with threads(self.threads):
             network = quantised(self.bundle, inputs)
-        self._remember({"quantising_s": time.perf_counter() - began})
+        self._remember(quantising_s=time.perf_counter() - began)
         return network
 
     def _built(self, one: Execution) -> Execution:
@@ -271,20 +279,20 @@ class Trial:
             self._engines[one] = Engine(self.bundle, self.device, self._built(one))
         return self._engines[one]
 
-    def _remembered(self) -> dict[str, Any]:
-        """What was measured before: `speeds`, pixels a second by precision and engine, in tiles of `side` px; `quantising_s`."""
+    def _remembered(self) -> Known:
+        """What was measured before; nothing where its file is damaged, or another version's."""
         try:
-            found = {"speeds": {}} | (storage.read_json(self._file) or {})
-            sound = all(number > 0 for number in (found.get("side", 1), found.get("quantising_s", 1.0), *found["speeds"].values()))
-        except (Refused, TypeError, AttributeError):  # it was damaged
-            sound = False
-        return found if sound else {"speeds": {}}
+            found = made(Known, storage.read_json(self._file) or {})
+        except (Refused, TypeError):
+            return Known()
+        numbers = [number for number in (found.side, found.quantising_s, *found.speeds.values()) if number is not None]
+        return found if all(number > 0 for number in numbers) else Known()
 
-    def _remember(self, more: dict[str, Any]) -> None:
-        """With what another run has measured meanwhile."""
+    def _remember(self, speeds: Mapping[str, float] = {}, **more: Any) -> None:
+        """Add to what is known, with what another run has measured meanwhile."""
         before = self._remembered()
-        self._known = self._known | before | more | {"speeds": {**before["speeds"], **more.get("speeds", {})}}
-        storage.replace_json(self._file, self._known)
+        self._known = replace(before, speeds={**before.speeds, **speeds}, **more)
+        storage.replace_json(self._file, asdict(self._known))
 
 
 def _name(one: Execution) -> str:

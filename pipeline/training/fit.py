@@ -273,7 +273,7 @@ def provenance(training: Training, trainer: Trainer, loaded: Loaded | None) -> d
         "device": describe_device(choose_device()),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "software": dict(software()),
+        "software": software(),
         "warnings": list(training.warnings),
     }
 

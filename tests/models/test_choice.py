@@ -11,7 +11,7 @@ from pipeline.errors import Refused
 from pipeline.imagery.reader import Pixels
 from pipeline.models import choice
 from pipeline.models.bundle import Bundle
-from pipeline.models.choice import REFERENCE, Choice, Sample, Trial
+from pipeline.models.choice import REFERENCE, Choice, Known, Sample, Trial
 from pipeline.models.engine import Execution, Scaling
 from tests.toys import HEIGHT, smooth_noise
 
@@ -43,8 +43,8 @@ class Fakes:
 
         def speed(trial: Trial, execution: Execution) -> float:
             name = f"{execution.precision} {execution.engine}"
-            self.asked += [name] * (name not in trial._known["speeds"])
-            return trial._known["speeds"].setdefault(name, speeds[name])
+            self.asked += [name] * (name not in trial._known.speeds)
+            return trial._known.speeds.setdefault(name, speeds[name])
 
         monkeypatch.setattr(choice.Trial, "speed", speed)
 
@@ -76,7 +76,7 @@ def test_no_more_is_measured_than_decides(unet: Bundle, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(("work_s", "expected"), [(3, "bf16 eager"), (12, "bf16 openvino"), (60, "int8 openvino"), (4000, "int8 openvino")])
 def test_with_speeds_known_what_ends_first_is_chosen(unet: Bundle, work_s: float, expected: str, monkeypatch: pytest.MonkeyPatch):
     """`work_s` is what PyTorch takes for the pixels alone; 5 s are known to be needed to make an int8 network."""
-    known = {"speeds": {"bf16 eager": 1e6, "bf16 openvino": 2e6, "int8 openvino": 2.4e6, "bf16 compiled": 1e6}, "quantising_s": 5.0}
+    known = Known({"bf16 eager": 1e6, "bf16 openvino": 2e6, "int8 openvino": 2.4e6, "bf16 compiled": 1e6}, quantising_s=5.0)
     fakes = Fakes(monkeypatch, {}, {})
     monkeypatch.setattr(Trial, "_remembered", lambda _: known)
     found = choose(unet, "auto", work_s * 1e6)
@@ -85,7 +85,7 @@ def test_with_speeds_known_what_ends_first_is_chosen(unet: Bundle, work_s: float
 
 
 def test_a_network_that_is_kept_costs_nothing_to_make(unet: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    known = {"speeds": {"bf16 eager": 1e6, "bf16 openvino": 2e6, "int8 openvino": 2.4e6, "bf16 compiled": 1e6}, "quantising_s": 5.0}
+    known = Known({"bf16 eager": 1e6, "bf16 openvino": 2e6, "int8 openvino": 2.4e6, "bf16 compiled": 1e6}, quantising_s=5.0)
     Fakes(monkeypatch, {}, {})
     monkeypatch.setattr(Trial, "_remembered", lambda _: known)
     kept = tmp_path / "int8.zip"
@@ -106,7 +106,7 @@ def test_at_once_is_what_needs_no_building(unet: Bundle, tmp_path: Path, monkeyp
     assert at_once("auto", MUCH) is None and at_once("bf16", MUCH) is None and at_once("int8", LITTLE) is None
     assert at_once("int8", MUCH, kept) == choose(unet, "int8", MUCH, kept)
     assert at_once("auto", MUCH, kept) is None, "its speed is not known"
-    monkeypatch.setattr(Trial, "_remembered", lambda _: {"speeds": SPEEDS})
+    monkeypatch.setattr(Trial, "_remembered", lambda _: Known(SPEEDS))
     assert at_once("auto", MUCH, kept) == choose(unet, "auto", MUCH, kept)
 
 
@@ -201,10 +201,10 @@ def test_a_trial_measures_and_remembers(unet: Bundle, tmp_path: Path, monkeypatc
 )
 def test_a_memory_that_is_damaged_is_none(unet: Bundle, damaged: str):
     trial = Trial(unet, "cpu", "auto", lambda: SAMPLES, work_px=MUCH)
-    trial._remember({"speeds": {"bf16 eager": 1e6}, "side": 512})
-    assert trial._remembered() == {"speeds": {"bf16 eager": 1e6}, "side": 512}
+    trial._remember({"bf16 eager": 1e6}, side=512)
+    assert trial._remembered() == Known({"bf16 eager": 1e6}, side=512)
     trial._file.write_text(damaged)
-    assert trial._remembered() == {"speeds": {}}
+    assert trial._remembered() == Known()
 
 
 def test_an_engine_that_fails_its_self_test_is_passed_over(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
@@ -225,7 +225,7 @@ def test_an_engine_that_fails_its_self_test_is_passed_over(unet: Bundle, monkeyp
     trial = Trial(unet, "cpu", "auto", lambda: SAMPLES, work_px=MUCH)
     found = trial.choose()
     assert found.execution.engine == "eager" and "bf16 openvino: self-test failed" in found.why
-    assert list(trial._remembered()["speeds"]) == ["bf16 eager"]
+    assert list(trial._remembered().speeds) == ["bf16 eager"]
 
 
 def test_differences_are_those_of_classes(unet: Bundle):
