@@ -118,7 +118,7 @@ def quantised(bundle: Bundle, samples: Iterable[Sequence[torch.Tensor]]) -> byte
         disable_bias_correction=True,  # which took 3 s and changed 0.27 % of the classes instead of 0.21 %
     )
     with _quietly():
-        model = _convert(bundle)
+        model = _read(storage.read(storage.place_of(converted(bundle))))
         ignored = nncf.IgnoredScope(names=_in_bf16(model, bundle))
         return _archived(
             nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, advanced_parameters=settings, ignored_scope=ignored)
@@ -240,21 +240,26 @@ def _archived(model: Any) -> bytes:
     return finished.getvalue()
 
 
+def _read(archived: bytes) -> Any:
+    """A model of OpenVINO from its file."""
+    import openvino
+
+    with zipfile.ZipFile(io.BytesIO(archived)) as archive:
+        return openvino.Core().read_model(*(archive.read(f"network.{kind}") for kind in ("xml", "bin")))
+
+
 def _openvino(archived: bytes, precision: str) -> Forward:
     """Compiled for every shape, which costs no speed and no memory, on one thread: a stream a core."""
     import openvino
 
-    with zipfile.ZipFile(io.BytesIO(archived)) as archive:
-        xml, weights = (archive.read(f"network.{kind}") for kind in ("xml", "bin"))
-    core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
     }  # fmt: skip
-    model = core.read_model(xml, weights)
+    model = _read(archived)
     if precision != "fp32":
         in_parts(model, quantised=precision == "int8")
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
     def forward(*inputs: torch.Tensor) -> torch.Tensor:
         logits_BKHW = request.infer(_arrays(inputs), share_inputs=True, share_outputs=True)[0]
