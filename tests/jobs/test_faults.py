@@ -375,8 +375,8 @@ def test_a_disk_that_fills_up(stage: Stage, tmp_path: Path):
         try:
             wait_for(lambda: len(parts_of(disk / "out")) >= 3, 120)
             free = shutil.disk_usage(disk).free
-            with (disk / "ballast").open("wb") as ballast:
-                ballast.write(bytes(free))
+            with (disk / "ballast").open("wb", buffering=0) as ballast:
+                ballast.write(bytes(free))  # or as many as there is room for still: the job goes on writing
             out, err = job.communicate(timeout=120)
         finally:
             end_group(job)
