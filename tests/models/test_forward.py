@@ -91,6 +91,13 @@ def test_an_int8_network_is_the_same_twice_and_from_its_file(unet: Bundle, tmp_p
     np.testing.assert_array_equal(masks[0], masks[2])
 
 
+def test_a_network_is_converted_once_for_all_its_data_sets(unet: Bundle, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("nncf")
+    forward.build_forward(unet, "cpu", "openvino", "bf16")
+    monkeypatch.setattr(forward, "_convert", lambda _: pytest.fail("it was converted before"))
+    assert quantised(unet)
+
+
 @pytest.mark.parametrize("architecture", ["identity", "logistic_regression"])
 def test_int8_of_a_network_with_hardly_a_convolution(make_bundle, architecture: str):
     pytest.importorskip("nncf")
